@@ -1,0 +1,1 @@
+"""Entrypoints of pods and local processes. Only these modules read the environment."""

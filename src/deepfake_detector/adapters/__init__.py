@@ -1,0 +1,1 @@
+"""One module per outside library: storage, video, faces, records, the machine."""

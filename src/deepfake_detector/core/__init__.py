@@ -1,0 +1,1 @@
+"""Pure policy: no input or output, no heavy imports, everything testable by a table."""

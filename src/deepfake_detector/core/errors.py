@@ -1,0 +1,44 @@
+"""Every error that a user may see. Each is one line: the value, what was expected, and where.
+
+The exit status is the API to Kubernetes: 78 (EX_CONFIG) means that no retry can help, and a Job's failure
+policy stops on it; 75 (EX_TEMPFAIL) asks for another try. Numbers from sysexits.h.
+"""
+
+EXIT_OK = 0
+EXIT_RETRY = 75
+EXIT_PERMANENT = 78
+EXIT_TERMINATED = 143  # 128 + SIGTERM
+
+
+class DetectorError(Exception):
+    """Base of all expected failures; its text is shown to the user without a traceback."""
+
+    exit_status = EXIT_PERMANENT
+
+
+class ConfigError(DetectorError):
+    """A setting that no retry can make right."""
+
+
+class DataError(DetectorError):
+    """Input data that no retry can make right: no videos, one class only, a bad manifest."""
+
+
+class CorruptError(DetectorError):
+    """Stored bytes that disagree with the checksum of the marker that commits them."""
+
+
+class NotFoundError(DetectorError):
+    """An object, folder or bucket that does not exist."""
+
+
+class StorageError(DetectorError):
+    """Storage was away, or refused for longer than retries allow: worth another try later."""
+
+    exit_status = EXIT_RETRY
+
+
+class WaitError(DetectorError):
+    """Something awaited (a peer, a plan) did not come within its budget: worth another try."""
+
+    exit_status = EXIT_RETRY

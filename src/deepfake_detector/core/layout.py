@@ -1,0 +1,50 @@
+"""Names of everything inside a run folder, local or gs://. Data is written first, its marker last."""
+
+from __future__ import annotations
+
+SPLITS = ("train", "validation", "test")
+
+CONFIG = "config.json"
+PLAN_VIDEOS = "plan/videos.jsonl.gz"
+PLAN = "plan/summary.json"  # the plan's marker
+RECORDS_SUMMARY = "records/summary.json"  # preprocessing's marker
+CHECKPOINTS = "checkpoints/"
+TRAINED = "checkpoints/trained.json"  # training's marker
+METRICS = "logs/metrics.jsonl"
+TENSORBOARD = "logs/tensorboard/"
+CHARTS = "report/charts.png"  # accuracy, loss and time per epoch
+MODEL = "model/"
+DETECTOR = "model/detector.json"  # the export's marker: calibration, threshold, prior, checksums
+REPORT = "report/"
+REPORT_METRICS = "report/metrics.json"
+
+
+def records(split: str, shard: int, shards: int) -> str:
+    return f"records/{split}/{shard:05d}-of-{shards:05d}.tfrecord"
+
+
+def shard_report(shard: int, shards: int) -> str:
+    """Marker of one shard, written after its records."""
+    return f"records/{shard:05d}-of-{shards:05d}.json"
+
+
+def progress(stage: str, index: int) -> str:
+    """One small object per index: storage takes about one write per second per name."""
+    return f"logs/{stage}/{index}/progress.json"
+
+
+def checkpoint(step: int) -> str:
+    return f"{CHECKPOINTS}{step:08d}/"
+
+
+def checkpoint_marker(step: int) -> str:
+    return f"{CHECKPOINTS}{step:08d}.json"
+
+
+def attempt(number: int) -> str:
+    """What one attempt was and why it ended: ranks, addresses, reason."""
+    return f"logs/attempts/{number:05d}.json"
+
+
+def log(stage: str, index: int, number: int) -> str:
+    return f"logs/{stage}/{index}/{number:05d}.log"

@@ -1,0 +1,60 @@
+"""What became of each video. Every video of a plan ends in exactly one outcome; none is dropped silently."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Outcome(StrEnum):
+    OK = "ok"
+    NO_FACE = "no_face"
+    NOT_A_VIDEO = "not_a_video"  # zero bytes, text, no index: no container can be opened
+    NO_VIDEO_STREAM = "no_video_stream"  # audio only
+    DECODE_ERROR = "decode_error"  # opened, but not one wanted frame came out
+    TOO_LARGE = "too_large"  # more pixels than limits.max_pixels, known before decoding
+    OUT_OF_MEMORY = "out_of_memory"
+    TIMEOUT = "timeout"
+    CRASHED = "crashed"  # the decoding process died on it, twice
+    MISSING_FILE = "missing_file"  # labelled, but not there
+    UNLABELLED = "unlabelled"  # there, but without a label
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """One labelled video of a data set.
+
+    key: unique name, "dataset/method/id"; path: relative to data.videos; label: 1 is fake; group: source
+    identity, which never crosses splits; original: key of the real video that a fake was made from, if known.
+    """
+
+    key: str
+    path: str
+    label: int
+    group: str
+    dataset: str
+    method: str
+    original: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedVideo(Video):
+    split: str
+    shard: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoOutcome:
+    """One line of a shard's report. Frame counts are sums over the sequences that were kept."""
+
+    key: str
+    label: int | None
+    split: str
+    outcome: Outcome
+    detail: str = ""
+    tracks: int = 0
+    sequences: int = 0
+    frames_sampled: int = 0
+    frames_detected: int = 0
+    frames_filled: int = 0
+    metadata: dict[str, float | str] = field(default_factory=dict)  # width, height, fps, codec, seconds, rotation

@@ -1,0 +1,1 @@
+"""The parent of each training process: rendezvous, attempts, and the end of a child."""

@@ -1,0 +1,1 @@
+"""What runs inside a TensorFlow process: model, input, steps, checkpoints."""
