@@ -100,9 +100,7 @@ class Train(Section):
     @model_validator(mode="after")
     def _batch_divides(self) -> Self:
         if self.global_batch % self.workers:
-            raise ValueError(
-                f"global_batch={self.global_batch}: expected a multiple of workers={self.workers}"
-            )
+            raise ValueError(f"global_batch={self.global_batch}: expected a multiple of workers={self.workers}")
         if self.balanced and self.global_batch % 2:
             raise ValueError(f"global_batch={self.global_batch}: expected an even number when balanced")
         return self
