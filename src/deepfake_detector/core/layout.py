@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 SPLITS = ("train", "validation", "test")
 
 CONFIG = "config.json"
@@ -28,6 +30,10 @@ def shard_report(shard: int, shards: int) -> str:
     return f"records/{shard:05d}-of-{shards:05d}.json"
 
 
+def is_shard_report(name: str) -> bool:
+    return re.fullmatch(r"records/\d{5}-of-\d{5}\.json", name) is not None
+
+
 def progress(stage: str, index: int) -> str:
     """One small object per index: storage takes about one write per second per name."""
     return f"logs/{stage}/{index}/progress.json"
@@ -39,6 +45,10 @@ def checkpoint(step: int) -> str:
 
 def checkpoint_marker(step: int) -> str:
     return f"{CHECKPOINTS}{step:08d}.json"
+
+
+def is_checkpoint_marker(name: str) -> bool:
+    return re.fullmatch(r"checkpoints/\d{8}\.json", name) is not None
 
 
 def attempt(number: int) -> str:

@@ -1,0 +1,136 @@
+"""The command line: arguments in, one stage called, one line on failure."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from deepfake_detector import __version__
+from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, ConfigError, DetectorError
+from deepfake_detector.core.recipes import RECIPES
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status (errors.py); a traceback is shown only with --debug."""
+    arguments = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO if arguments.debug else logging.WARNING, format="%(levelname)s %(message)s")
+    command: Command = arguments.command
+    try:
+        return command(arguments)
+    except DetectorError as error:
+        if arguments.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("stopped: the same command again goes on from here", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) is gone; Python would otherwise complain once more while it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="deepfake-detector", description="Train a video deepfake detector, and judge videos with it."
+    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
+    for add in (_add_local, _add_predict, _add_status, _add_pull):
+        add(commands, common)
+    return parser
+
+
+def _add_local(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser(
+        "local", parents=[common], help="the whole pipeline on this machine, as the processes that pods would be"
+    )
+    parser.add_argument("--videos", metavar="DIR_OR_GS", default="", help="labelled videos (layouts: see the README)")
+    parser.add_argument("--run", metavar="DIR_OR_GS", required=True, help="folder of the run: all that it makes")
+    parser.add_argument("--recipe", metavar="NAME", default="dfdc", help=f"one of {', '.join(sorted(RECIPES))} (dfdc)")
+    parser.add_argument("--workers", metavar="N", type=int, default=None, help="training processes (the recipe's)")
+    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="settings to change")
+    parser.add_argument("--records", metavar="URI", default="", help="train on the finished records of another run")
+    parser.set_defaults(command=_local)
+
+
+def _add_predict(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser("predict", parents=[common], help="judge videos with an exported model")
+    parser.add_argument("--model", metavar="DIR_OR_GS", required=True, help="a run's model/ folder")
+    parser.add_argument("--json", action="store_true", help="one JSON document instead of a table")
+    parser.add_argument("videos", metavar="VIDEO", nargs="+")
+    parser.set_defaults(command=_predict)
+
+
+def _add_status(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser("status", parents=[common], help="what a run has come to")
+    parser.add_argument("--run", metavar="URI", required=True)
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.set_defaults(command=_status)
+
+
+def _add_pull(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
+    parser = commands.add_parser("pull", parents=[common], help="fetch a run's exported model, checksums verified")
+    parser.add_argument("--run", metavar="URI", required=True)
+    parser.add_argument("--to", metavar="DIR", required=True, type=Path)
+    parser.set_defaults(command=_pull)
+
+
+def _local(arguments: argparse.Namespace) -> int:
+    from deepfake_detector.local import prepare_run, run_local
+
+    assignments = list(arguments.set)
+    if arguments.workers is not None:
+        assignments.append(f"train.workers={arguments.workers}")
+    if arguments.videos and arguments.records:
+        raise ConfigError(f"--videos {arguments.videos}: expected nothing, since --records brings its own videos")
+    if not arguments.videos and not arguments.records:
+        raise ConfigError("--videos: expected a folder or gs:// prefix with labelled videos (or --records)")
+    run, config = prepare_run(
+        arguments.run,
+        recipe=arguments.recipe,
+        assignments=assignments,
+        videos=arguments.videos,
+        records=arguments.records,
+    )
+    return run_local(run, config)
+
+
+def _predict(arguments: argparse.Namespace) -> int:
+    from deepfake_detector.stages.predict import predict, to_json, to_text
+
+    verdicts = predict(arguments.model, arguments.videos)
+    print(to_json(verdicts) if arguments.json else to_text(verdicts))
+    return EXIT_PERMANENT if any(verdict.failed for verdict in verdicts) else EXIT_OK
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from deepfake_detector.adapters.storage import open_storage
+    from deepfake_detector.stages.status import read_status, to_text
+
+    status = read_status(open_storage(arguments.run))
+    print(status.encode().decode() if arguments.json else to_text(status))
+    return EXIT_OK
+
+
+def _pull(arguments: argparse.Namespace) -> int:
+    from deepfake_detector.stages.pull import pull
+
+    manifest = pull(arguments.run, arguments.to)
+    size = sum(file.size for file in manifest.files)
+    print(f"{arguments.to}: {len(manifest.files)} files, {size / 1e6:.1f} MB, checksums verified")
+    print(f'next: python -c "import tensorflow as tf; tf.keras.models.load_model({str(arguments.to)!r}).summary()"')
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())
