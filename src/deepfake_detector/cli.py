@@ -11,7 +11,6 @@ from pathlib import Path
 
 from deepfake_detector import __version__
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, ConfigError, DetectorError
-from deepfake_detector.core.recipes import RECIPES
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -56,7 +55,9 @@ def _add_local(commands: argparse._SubParsersAction, common: argparse.ArgumentPa
     )
     parser.add_argument("--videos", metavar="DIR_OR_GS", default="", help="labelled videos (layouts: see the README)")
     parser.add_argument("--run", metavar="DIR_OR_GS", required=True, help="folder of the run: all that it makes")
-    parser.add_argument("--recipe", metavar="NAME", default="dfdc", help=f"one of {', '.join(sorted(RECIPES))} (dfdc)")
+    parser.add_argument(
+        "--recipe", metavar="NAME", default="dfdc", help="settings by name: demo, dfdc, ffpp, seed (dfdc)"
+    )
     parser.add_argument("--workers", metavar="N", type=int, default=None, help="training processes (the recipe's)")
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="settings to change")
     parser.add_argument("--records", metavar="URI", default="", help="train on the finished records of another run")
@@ -86,7 +87,8 @@ def _add_pull(commands: argparse._SubParsersAction, common: argparse.ArgumentPar
 
 
 def _local(arguments: argparse.Namespace) -> int:
-    from deepfake_detector.local import prepare_run, run_local
+    from deepfake_detector.local import run_local
+    from deepfake_detector.stages.prepare import prepare_run
 
     assignments = list(arguments.set)
     if arguments.workers is not None:

@@ -70,7 +70,7 @@ def inherit_records(config: Config, given: Collection[str], records: Storage) ->
     for name in sorted(set(given) & made_with.keys()):
         if ours[name] != made_with[name]:
             raise ConfigError(
-                f"{name}={ours[name]!r}: expected {made_with[name]!r}, with which the records of {records.uri} were made"
+                f"{name}={ours[name]!r}: expected {made_with[name]!r}, with which {records.uri} made its records"
             )
     return config.model_copy(update={section: getattr(theirs, section) for section in RECORDS_SECTIONS})
 

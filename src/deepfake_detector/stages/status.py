@@ -115,7 +115,8 @@ def _records_lines(status: Status) -> list[str]:
         return [f"records   {done} of {len(status.shards)} shards done"]
     lines = [
         f"records   done: {summary.videos} videos, lost {summary.lost_fraction:.1%} ({summary.verdict}); "
-        f"faces detected in {summary.frames_detected} of {summary.frames_sampled} frames, {summary.frames_filled} filled"
+        f"faces detected in {summary.frames_detected} of {summary.frames_sampled} frames, "
+        f"{summary.frames_filled} filled"
     ]
     for outcome, counts in summary.outcomes.items():
         lines.append(f"          {outcome:<16}" + ", ".join(f"{label} {count}" for label, count in counts.items()))

@@ -1,0 +1,52 @@
+"""From what a user typed to a run folder with settled settings, before any work is spent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from deepfake_detector.adapters.machine import cpu_limit
+from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.core.config import Config, override
+from deepfake_detector.core.errors import ConfigError
+from deepfake_detector.core.recipes import resolve
+from deepfake_detector.stages.runs import has_config, inherit_records, load_config, save_config
+
+
+def prepare_run(
+    run_uri: str, *, recipe: str, assignments: Sequence[str], videos: str = "", records: str = ""
+) -> tuple[Storage, Config]:
+    """Resolve the settings, check them against what the run already holds, and store them in config.json.
+
+    assignments: `key=value` strings; videos or records: where the videos, or another run's records, are.
+    Raises ConfigError (unknown key, bad value, a setting that differs from a finished stage's) and NotFoundError
+    (no such run behind `records`). Nothing is written when it raises.
+    """
+    run = open_storage(run_uri)
+    config = resolve(recipe, assignments)
+    given = {assignment.partition("=")[0].strip() for assignment in assignments}
+    if "data.videos" in given:
+        raise ConfigError("--set data.videos: expected the folder as --videos")
+    if records:
+        records = open_storage(records).uri
+        if records == run.uri:
+            raise ConfigError(f"--records {records}: expected another run than --run")
+        config = inherit_records(config, given, open_storage(records))
+    else:
+        config = override(config, {"data.videos": open_storage(videos).uri}, "--videos")
+    config = _settle_threads(config, run)
+    save_config(
+        run, config, {"recipe": recipe, "set": list(assignments), "videos": videos, "records": records}, records
+    )
+    return run, config
+
+
+def _settle_threads(config: Config, run: Storage) -> Config:
+    """Freeze the intra-op threads of a worker: the bits of the weights depend on them.
+
+    A run that has them keeps them; a new one shares this machine's CPUs among its local workers.
+    """
+    if config.train.threads:
+        return config
+    recorded = load_config(run).train.threads if has_config(run) else 0
+    threads = recorded or max(1, cpu_limit() // config.train.workers)
+    return override(config, {"train.threads": threads}, "this machine's CPUs")
