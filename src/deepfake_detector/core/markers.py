@@ -116,6 +116,7 @@ class TrainState(Document):
     samples: int
     records_fingerprint: str
     threads: int
+    seconds: float = 0.0  # spent in the running epoch
 
 
 class CheckpointMarker(Marker):
