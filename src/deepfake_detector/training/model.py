@@ -1,0 +1,142 @@
+"""The CNN-LSTM: uint8 faces in, one natural logit of "fake" out; built-in Keras layers only.
+
+Time is folded into the batch for the CNN (2-3 times faster on a CPU than TimeDistributed, same maths), which wants
+T fixed: Keras 3.15 can't unfold a symbolic length. The two reshapes are Keras operations and not layers, since no
+built-in layer may touch the batch axis; they are saved under a Keras name, so a saved model loads without us.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import keras
+from keras import layers, ops
+
+from deepfake_detector.core.config import Config
+from deepfake_detector.core.errors import ConfigError
+
+BACKBONE = "backbone"
+MOMENTUM = 0.9  # of BatchNorm's moving statistics: runs of a few hundred steps must reach them
+
+
+def build(config: Config) -> keras.Model:
+    """uint8 (batch, T, S, S, 3) -> float32 (batch, 1), the uncalibrated logit of label 1, "fake".
+
+    Weights are drawn from Keras' seed (`keras.utils.set_random_seed`); `load_backbone_weights` replaces the
+    backbone's. Preprocessing is inside.
+    """
+    frames, size = config.sampling.frames, config.faces.size
+    network = backbone(config)
+    clip = keras.Input((frames, size, size, 3), dtype="uint8", name="frames")
+    images = ops.reshape(clip, (-1, size, size, 3))  # (batch * T, S, S, 3)
+    features = network(images)  # (batch * T, C)
+    features = ops.reshape(features, (-1, frames, features.shape[-1]))  # (batch, T, C)
+    return keras.Model(clip, head(features, config), name="detector")
+
+
+def head(features: Any, config: Config) -> Any:
+    """(batch, T, C) -> logit (batch, 1). mean: the LSTM's ablation, which can't tell the frames' order."""
+    model = config.model
+    if model.head == "mean":
+        pooled = layers.GlobalAveragePooling1D(name="mean")(features)
+    else:
+        # relu in an LSTM is unstable: only the baseline has it, as its authors did.
+        activation = "relu" if model.backbone == "seed" else "tanh"
+        pooled = layers.LSTM(model.lstm_units, activation=activation, name="lstm")(features)
+    if model.dropout:
+        pooled = layers.Dropout(model.dropout, name="dropout")(pooled)
+    return layers.Dense(1, name="logit", dtype="float32")(pooled)
+
+
+def backbone(config: Config) -> keras.Model:
+    """uint8 or float images (batch, S, S, 3) of 0..255 -> float32 features (batch, C)."""
+    size = config.faces.size
+    if config.model.backbone == "mobilenet_v3_small":
+        return _mobilenet_v3_small(size)
+    if config.model.backbone == "seed":
+        return _seed(size)
+    return _compact(size)
+
+
+def _compact(size: int) -> keras.Model:
+    """0.30M parameters: four strided stages, wide where the image is small; traces of blending are fine detail."""
+    image = keras.Input((size, size, 3), name="image")
+    x = layers.Rescaling(1 / 127.5, offset=-1)(image)
+    for filters in (24, 48, 64, 96):
+        x = layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False)(x)
+        x = _normalised(x)
+    x = layers.Conv2D(128, 3, padding="same", use_bias=False)(x)
+    x = _normalised(x)
+    x = layers.SeparableConv2D(192, 3, padding="same", use_bias=False)(x)
+    x = _normalised(x)
+    return keras.Model(image, layers.GlobalAveragePooling2D()(x), name=BACKBONE)
+
+
+def _normalised(x: Any) -> Any:
+    # Without `synchronized` each worker would keep moving statistics of its own slice.
+    return layers.ReLU()(layers.BatchNormalization(momentum=MOMENTUM, synchronized=True)(x))
+
+
+def _seed(size: int) -> keras.Model:
+    """The per-frame part of github.com/microcoder-py/deepfake-detector."""
+    image = keras.Input((size, size, 3), name="image")
+    x = layers.Rescaling(1 / 127, offset=-1)(image)
+    x = layers.Conv2D(32, 2, activation="relu")(x)
+    x = layers.AveragePooling2D(2)(x)
+    return keras.Model(image, layers.Flatten()(x), name=BACKBONE)
+
+
+def _mobilenet_v3_small(size: int) -> keras.Model:
+    """Howard et al., "Searching for MobileNetV3", 2019, without its classifier; 0.94M parameters."""
+    plain = keras.applications.MobileNetV3Small(
+        input_shape=(size, size, 3), include_top=False, weights=None, pooling="avg", name=BACKBONE
+    )
+
+    def synchronized(layer: keras.Layer) -> keras.Layer:
+        """keras.applications has no switch for synchronized statistics, and its momentum suits long runs only."""
+        settings = layer.get_config()
+        if isinstance(layer, layers.BatchNormalization):
+            settings |= {"synchronized": True, "momentum": MOMENTUM}
+        return layer.__class__.from_config(settings)
+
+    return keras.models.clone_model(plain, clone_function=synchronized)
+
+
+def load_backbone_weights(model: keras.Model, path: Path) -> None:
+    """Load a `.weights.h5` file, saved from a model's backbone by Keras, into `model`'s backbone.
+
+    Raises ConfigError naming the first variable that is missing, unknown or of another shape: nothing is left to
+    chance or to random values.
+    """
+    network = model.get_layer(BACKBONE)
+    with tempfile.TemporaryDirectory() as folder:
+        sample = Path(folder) / "expected.weights.h5"
+        network.save_weights(sample)
+        expected = _stored_shapes(sample)
+    found = _stored_shapes(path)
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            raise ConfigError(
+                f"model.weights={path.name}: {name} has shape {found.get(name, 'none')}: expected "
+                f"{expected.get(name, 'no such variable')} (backbone of {model.count_params():,} parameters)"
+            )
+    network.load_weights(path)
+
+
+def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    import h5py
+
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            shapes[name] = tuple(item.shape)
+
+    try:
+        with h5py.File(path, "r") as file:
+            file.visititems(visit)
+    except OSError as error:
+        raise ConfigError(f"model.weights={path.name}: expected a .weights.h5 file ({error})") from None
+    return shapes
