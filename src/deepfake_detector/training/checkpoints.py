@@ -1,0 +1,147 @@
+"""Checkpoints in the run folder: files first, the marker that commits them last; written by the chief alone."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from deepfake_detector.adapters.records import file_crc32c
+from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.config import fingerprint, require_same
+from deepfake_detector.core.errors import CorruptError, NotFoundError
+from deepfake_detector.core.markers import CheckpointMarker, StoredFile, TrainState, decode
+
+PREFIX = "checkpoint"  # of the files of one tf.train.Checkpoint
+
+log = logging.getLogger(__name__)
+
+
+def markers(run: Storage) -> Iterator[CheckpointMarker]:
+    """Committed checkpoints, newest first; one whose marker can't be read is logged and passed over."""
+    names = [entry.name for entry in run.list(layout.CHECKPOINTS) if layout.is_checkpoint_marker(entry.name)]
+    for name in sorted(names, reverse=True):
+        try:
+            yield decode(CheckpointMarker, run.read(name), f"{run.uri}/{name}")
+        except (CorruptError, NotFoundError) as error:
+            log.warning("checkpoint passed over: %s", error)
+
+
+def newest(run: Storage, scratch: Path, settings: dict[str, Any]) -> CheckpointMarker | None:
+    """The newest checkpoint that verifies, staged under `scratch`; None when there is none.
+
+    Raises ConfigError, naming the setting, when it was made with other settings.
+    """
+    for marker in markers(run):
+        require_same(settings, marker.settings, f"{run.uri}/{layout.checkpoint_marker(marker.step)}")
+        try:
+            fetch(run, marker, scratch)
+        except (CorruptError, NotFoundError) as error:
+            log.warning("checkpoint passed over: %s", error)
+            continue
+        return marker
+    return None
+
+
+def fetch(run: Storage, marker: CheckpointMarker, scratch: Path) -> Path:
+    """Stage a checkpoint's files; returns the path prefix that tf.train.Checkpoint reads. Raises CorruptError."""
+    folder = scratch / "checkpoints" / f"{marker.step:08d}"
+    for file in marker.files:
+        path = folder / Path(file.name).name
+        run.download(file.name, path)
+        if path.stat().st_size != file.size or file_crc32c(path) != file.crc32c:
+            raise CorruptError(f"{run.uri}/{file.name}: expected {file.size} bytes with CRC-32C {file.crc32c}")
+    return folder / PREFIX
+
+
+class Checkpoints:
+    """The chief's writer. keep: committed checkpoints that stay, the best one beside them."""
+
+    def __init__(
+        self,
+        run: Storage,
+        scratch: Path,
+        settings: dict[str, Any],
+        code_version: str,
+        machines: Sequence[str],
+        keep: int,
+    ) -> None:
+        self._run = run
+        self._scratch = scratch / "checkpoints"
+        self._settings = settings
+        self._code_version = code_version
+        self._machines = list(machines)
+        self._keep = keep
+
+    def save(self, model: Any, optimizer: Any, state: TrainState) -> CheckpointMarker:
+        """Commit weights, optimizer and state under `state.step`, then remove what is no longer needed."""
+        import tensorflow as tf
+
+        folder = self._scratch / f"{state.step:08d}"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        tf.train.Checkpoint(model=model, optimizer=optimizer).write(str(folder / PREFIX))
+        files = []
+        for path in sorted(folder.iterdir()):
+            name = layout.checkpoint(state.step) + path.name
+            files.append(StoredFile(name=name, size=path.stat().st_size, crc32c=file_crc32c(path)))
+            self._run.upload(path, name)
+        marker = CheckpointMarker(
+            settings=self._settings,
+            fingerprint=fingerprint(self._settings),
+            code_version=self._code_version,
+            step=state.step,
+            state=state,
+            files=files,
+            machines=self._machines,
+        )
+        self._run.write(layout.checkpoint_marker(state.step), marker.encode())
+        shutil.rmtree(folder)
+        self._prune(state)
+        return marker
+
+    def _prune(self, state: TrainState) -> None:
+        """Delete what is older than the newest `keep`, but never the best; a marker goes before its files."""
+        entries = [entry.name for entry in self._run.list(layout.CHECKPOINTS)]
+        committed = sorted(name for name in entries if layout.is_checkpoint_marker(name))
+        kept = set(committed[-self._keep :]) | {layout.checkpoint_marker(state.step)}
+        if state.best_step is not None:
+            kept.add(layout.checkpoint_marker(state.best_step))
+        folders = tuple(name.removesuffix(".json") + "/" for name in kept)
+        for name in committed:
+            if name not in kept:
+                self._run.delete(name)
+        for name in entries:  # also what a crash left without its marker
+            if not name.endswith(".json") and not name.startswith(folders):
+                self._run.delete(name)
+
+
+def restore(path: Path, model: Any, optimizer: Any) -> None:
+    """Load a staged checkpoint into the model and the built optimizer; raises if a variable finds no value."""
+    import tensorflow as tf
+
+    tf.train.Checkpoint(model=model, optimizer=optimizer).read(str(path)).assert_existing_objects_matched()
+
+
+def restore_weights(run: Storage, step: int, model: Any, scratch: Path) -> CheckpointMarker:
+    """Load only the model's weights of the checkpoint of `step`; raises NotFoundError, CorruptError."""
+    import tensorflow as tf
+
+    name = layout.checkpoint_marker(step)
+    marker = decode(CheckpointMarker, run.read(name), f"{run.uri}/{name}")
+    path = fetch(run, marker, scratch)
+    status = tf.train.Checkpoint(model=model).read(str(path))
+    status.assert_existing_objects_matched().expect_partial()
+    return marker
+
+
+def weights_sha256(model: Any) -> str:
+    """SHA-256 (hex) of the model's weights: raw bytes in model order, seed generators' states left out."""
+    digest = hashlib.sha256()
+    for variable in model.weights:
+        digest.update(variable.numpy().tobytes())
+    return digest.hexdigest()

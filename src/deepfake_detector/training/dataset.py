@@ -1,0 +1,191 @@
+"""Records by position: staged TFRecord files, and the tf.data pipelines that read them.
+
+There is no shuffle buffer and no skip(): element k of the pipeline is a pure function of k, so that training
+starts at any step at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deepfake_detector.adapters.records import file_crc32c, read_record
+from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.config import Config
+from deepfake_detector.core.errors import CorruptError, NotFoundError
+from deepfake_detector.core.markers import RecordFile, RecordsSummary, ShardReport, decode
+from deepfake_detector.core.order import Order, worker_slice
+from deepfake_detector.core.sequences import RecordEntry
+
+DOWNLOADS = 8  # files at once: one connection does not fill a pod's network
+PREFETCH = 4  # batches
+
+
+@dataclass(frozen=True)
+class Records:
+    """Finished preprocessing: its summary, all its files by split and shard, and a digest of their content."""
+
+    summary: RecordsSummary
+    files: list[RecordFile]
+    fingerprint: str
+
+
+def open_records(run: Storage) -> Records:
+    """Read the markers of `run`'s records; raises NotFoundError when preprocessing has not finished."""
+    try:
+        summary = decode(RecordsSummary, run.read(layout.RECORDS_SUMMARY), layout.RECORDS_SUMMARY)
+    except NotFoundError:
+        raise NotFoundError(f"{run.uri}/{layout.RECORDS_SUMMARY}: not found, expected finished records") from None
+    names = [layout.shard_report(shard, summary.shards) for shard in range(summary.shards)]
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        reports = [decode(ShardReport, data, name) for name, data in zip(names, pool.map(run.read, names), strict=True)]
+    files = sorted((file for report in reports for file in report.files), key=lambda file: file.name)
+    content = "\n".join(f"{file.name} {file.size} {file.crc32c}" for file in files)
+    return Records(summary, files, hashlib.sha256(content.encode()).hexdigest())
+
+
+class Split:
+    """The records of one split on local disk; record i is `entries[i]`, in file and record order.
+
+    labels: int64 (n,). Thread-safe. Holds one open descriptor per file until `close`.
+    """
+
+    def __init__(self, name: str, files: Sequence[tuple[RecordFile, Path]]) -> None:
+        self.name = name
+        self.entries: list[RecordEntry] = [entry for file, _ in files for entry in file.records]
+        self.labels: npt.NDArray[np.int64] = np.array([entry.label for entry in self.entries], dtype=np.int64)
+        self._paths = [path for _, path in files]
+        self._descriptors = [os.open(path, os.O_RDONLY) for path in self._paths]
+        self._file_of = np.repeat(np.arange(len(files)), [len(file.records) for file, _ in files])
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def read(self, index: int) -> bytes:
+        """The payload of record `index`, a serialised SequenceExample; raises CorruptError."""
+        entry, file = self.entries[index], self._file_of[index]
+        return read_record(self._descriptors[file], entry.offset, entry.length, str(self._paths[file]))
+
+    def close(self) -> None:
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+def open_split(run: Storage, split: str, scratch: Path, records: Records | None = None) -> Split:
+    """The records of `split` ("train", "validation", "test"), staged under `scratch`.
+
+    A local run is read where it is. Raises NotFoundError without finished records, CorruptError where a file
+    disagrees with its shard's report.
+    """
+    files = [file for file in (records or open_records(run)).files if file.split == split and file.records]
+    with ThreadPoolExecutor(DOWNLOADS) as pool:
+        paths = list(pool.map(lambda file: _stage(run, file, scratch), files))
+    return Split(split, list(zip(files, paths, strict=True)))
+
+
+def _stage(run: Storage, file: RecordFile, scratch: Path) -> Path:
+    """The local path of a record file: in place, staged by an earlier attempt, or downloaded now."""
+    if "://" not in run.uri:
+        path = Path(run.uri) / file.name
+        if not path.exists():
+            raise NotFoundError(f"{path}: not found, expected the {file.size} bytes that its shard's report names")
+        if path.stat().st_size != file.size:  # each record is checked as it is read
+            raise CorruptError(f"{path}: {path.stat().st_size} bytes, expected {file.size}")
+        return path
+    path = scratch / "records" / file.crc32c / file.name
+    if not (path.exists() and _holds(path, file)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run.download(file.name, path)
+        if not _holds(path, file):
+            raise CorruptError(f"{run.uri}/{file.name}: expected {file.size} bytes with CRC-32C {file.crc32c}")
+    return path
+
+
+def _holds(path: Path, file: RecordFile) -> bool:
+    return path.stat().st_size == file.size and file_crc32c(path) == file.crc32c
+
+
+def decode_images(images: Any, size: int) -> Any:
+    """JPEG bytes (T,) -> uint8 (T, S, S, 3). The accurate DCT: the default one depends on the platform."""
+    import tensorflow as tf
+
+    def one(image: Any) -> Any:
+        decoded = tf.io.decode_jpeg(image, channels=3, dct_method="INTEGER_ACCURATE")
+        return tf.ensure_shape(decoded, (size, size, 3))
+
+    return tf.map_fn(one, images, fn_output_signature=tf.TensorSpec((size, size, 3), tf.uint8))
+
+
+def decode_payload(payload: Any, frames: int, size: int) -> Any:
+    """A serialised SequenceExample (a string scalar) -> uint8 (T, S, S, 3)."""
+    import tensorflow as tf
+
+    features = {"image/encoded": tf.io.FixedLenSequenceFeature([], tf.string)}
+    _, lists = tf.io.parse_single_sequence_example(payload, sequence_features=features)
+    return decode_images(tf.ensure_shape(lists["image/encoded"], (frames,)), size)
+
+
+def training_batches(split: Split, order: Order, config: Config, rank: int, workers: int, start_step: int) -> Any:
+    """Endless tf.data.Dataset of worker `rank`'s slices from step `start_step` on.
+
+    Elements: uint8 (b, T, S, S, 3) and float32 labels (b, 1), with b = global_batch / workers.
+    """
+    import tensorflow as tf
+
+    from deepfake_detector.training.augment import augment, clip_seed
+
+    frames, size, seed = config.sampling.frames, config.faces.size, config.train.seed
+    positions = worker_slice(config.train.global_batch, rank, workers)
+    current: tuple[int, list[int]] = (-1, [])
+
+    def load(element: int) -> tuple[bytes, np.int64, np.int64, np.float32]:
+        nonlocal current  # determinism makes stateful maps sequential
+        step, within = divmod(int(element), len(positions))
+        if current[0] != step:
+            current = (step, order.global_batch(step))
+        position = positions[within]
+        index = current[1][position]
+        return split.read(index), np.int64(step), np.int64(position), np.float32(split.labels[index])
+
+    def read(element: Any) -> Any:
+        kinds = (tf.string, tf.int64, tf.int64, tf.float32)
+        return [tf.ensure_shape(value, ()) for value in tf.numpy_function(load, [element], kinds)]
+
+    def sample(payload: Any, step: Any, position: Any, label: Any) -> Any:
+        clip = decode_payload(payload, frames, size)
+        if config.train.augment:
+            clip = augment(clip, clip_seed(seed, step, position))
+        return clip, label[None]
+
+    elements = tf.data.Dataset.counter(start_step * len(positions))
+    loaded = elements.map(read).map(sample, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return loaded.batch(len(positions), drop_remainder=True).prefetch(PREFETCH)
+
+
+def evaluation_batches(split: Split, indices: Sequence[int], batch: int, frames: int, size: int) -> Any:
+    """tf.data.Dataset of uint8 (up to `batch`, T, S, S, 3): the records `indices`, in that order, as they are."""
+    import tensorflow as tf
+
+    def read(index: Any) -> Any:
+        return tf.ensure_shape(tf.numpy_function(lambda i: split.read(int(i)), [index], tf.string), ())
+
+    return (
+        tf.data.Dataset.from_tensor_slices(np.asarray(indices, dtype=np.int64))
+        .map(read)
+        .map(
+            lambda payload: decode_payload(payload, frames, size),
+            num_parallel_calls=tf.data.AUTOTUNE,
+            deterministic=True,
+        )
+        .batch(batch)
+        .prefetch(PREFETCH)
+    )
