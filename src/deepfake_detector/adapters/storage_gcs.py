@@ -1,0 +1,251 @@
+"""Storage in a Google Cloud Storage bucket, or in an emulator of it.
+
+google.cloud.storage is imported here and nowhere else; this module itself is imported when a gs:// URI is opened.
+The client reads STORAGE_EMULATOR_HOST (with its scheme) by itself and is anonymous then; elsewhere it takes the
+application default credentials, for example those of Workload Identity.
+
+Retries wrap a whole operation and the library's own are off, so that budgets do not add up. The library's list
+of transient errors is kept. A 404 may mean the object, the bucket or a resumable upload's lost session; one
+listing tells (it needs storage.objects.list only, where reading the bucket's metadata needs more than the role
+objectAdmin gives).
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import mimetypes
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+import requests
+from google.api_core import exceptions as api
+from google.api_core.retry import Retry
+from google.auth import exceptions as auth
+from google.cloud import storage
+from google.cloud.storage.exceptions import DataCorruption
+from google.cloud.storage.retry import DEFAULT_RETRY
+
+from deepfake_detector.adapters.files import os_errors, written_whole
+from deepfake_detector.adapters.storage import Entry, checked_name
+from deepfake_detector.core.errors import ConfigError, CorruptError, DetectorError, NotFoundError, StorageError
+
+OUTAGE_SECONDS = 300.0
+GRACE_SECONDS = 60.0  # Workload Identity may refuse in a pod's first seconds
+_REQUEST_SECONDS = 60.0  # most time without a byte; the library's default
+_CREATE_ROUNDS = 3  # more means that somebody else creates and deletes the same name all the time
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")  # cloud.google.com/storage/docs/buckets#naming
+
+_log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class GcsStorage:
+    """`adapters.storage.Storage` over gs://bucket/prefix; threads may share it.
+
+    outage_seconds: how long transient errors are retried. grace_seconds: the same for refused credentials and for
+    downloads that disagree with their checksum, either of which may pass but rarely does. page_size: objects per
+    listing request; None leaves it to the server (1000).
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        outage_seconds: float = OUTAGE_SECONDS,
+        grace_seconds: float = GRACE_SECONDS,
+        page_size: int | None = None,
+    ) -> None:
+        bucket, _, prefix = uri.removeprefix("gs://").strip("/").partition("/")
+        if not uri.startswith("gs://") or not _BUCKET.fullmatch(bucket):
+            raise ConfigError(f"{uri!r}: expected gs://bucket/prefix")
+        self.uri = f"gs://{bucket}/{checked_name(prefix)}" if prefix else f"gs://{bucket}"
+        self._bucket_name = bucket
+        self._prefix = f"{prefix}/" if prefix else ""
+        self._page_size = page_size
+        self._seen_bucket = False
+        self._request_seconds = min(_REQUEST_SECONDS, outage_seconds)
+        self._outage = DEFAULT_RETRY.with_timeout(outage_seconds).with_delay(0.5, 15.0, 2.0)
+        self._grace = Retry(predicate=_may_pass, timeout=grace_seconds, initial=0.5, maximum=15.0, multiplier=2.0)
+
+    def read(self, name: str) -> bytes:
+        return self._run(
+            name,
+            lambda: self._blob(name).download_as_bytes(checksum="crc32c", retry=None, timeout=self._request_seconds),
+        )
+
+    def write(self, name: str, data: bytes) -> None:
+        self._store(name, data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        for _ in range(_CREATE_ROUNDS):
+            if self._store(name, data, if_generation_match=0):
+                return True
+            with suppress(NotFoundError):  # deleted since: another round
+                return self.read(name) == data
+        raise StorageError(
+            f"{self.uri}/{name}: expected an object that is there or not (it came and went {_CREATE_ROUNDS} times)"
+        )
+
+    def exists(self, name: str) -> bool:
+        def call() -> bool:
+            found: bool = self._blob(name).exists(retry=None, timeout=self._request_seconds)
+            if not found:
+                self._require_bucket()
+            return found
+
+        return self._run(name, call)
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        token = None
+        while True:
+            # A page per call, since the library's iterator ends silently when it is used again after an error.
+            entries, token = self._run(prefix, functools.partial(self._page, prefix, token))
+            yield from entries
+            if not token:
+                return
+
+    def upload(self, path: Path, name: str) -> None:
+        if not path.is_file():
+            raise NotFoundError(f"{path}: expected a file to store as {self.uri}/{name}")
+        with os_errors(path):
+            self._store(name, path)
+
+    def download(self, name: str, path: Path) -> None:
+        with os_errors(path), written_whole(path, durable=False) as file:
+
+            def call() -> None:
+                file.seek(0)
+                file.truncate()
+                self._blob(name).download_to_file(file, checksum="crc32c", retry=None, timeout=self._request_seconds)
+
+            self._run(name, call)
+
+    def delete(self, name: str) -> None:
+        with suppress(NotFoundError):
+            self._run(name, lambda: self._blob(name).delete(retry=None, timeout=self._request_seconds))
+
+    @functools.cached_property
+    def _client(self) -> storage.Client:
+        """Made at the first request, since looking for credentials may ask the metadata server.
+
+        project=None: objects need none, and the library would otherwise refuse credentials that name none.
+        """
+        return storage.Client(project=None)
+
+    def _blob(self, name: str) -> storage.Blob:
+        """A fresh object: one whose metadata was read downloads by the server's media link, which may lead nowhere."""
+        return self._client.bucket(self._bucket_name).blob(self._prefix + checked_name(name))
+
+    def _store(self, name: str, content: bytes | Path, if_generation_match: int | None = None) -> bool:
+        """Upload with a checksum; False when the precondition failed."""
+        content_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+
+        def call() -> bool:
+            blob = self._blob(name)
+            upload = blob.upload_from_string if isinstance(content, bytes) else blob.upload_from_filename
+            try:
+                upload(
+                    content,
+                    content_type=content_type,
+                    if_generation_match=if_generation_match,
+                    checksum="crc32c",
+                    retry=None,
+                    timeout=self._request_seconds,
+                )
+            except api.PreconditionFailed:
+                return False
+            except api.ClientError as error:
+                if error.code not in (404, 410):
+                    raise
+                self._require_bucket()
+                raise ConnectionError(f"the session of a resumable upload is gone ({error.code})") from error
+            return True
+
+        return self._run(name, call)
+
+    def _page(self, prefix: str, token: str | None) -> tuple[Sequence[Entry], str | None]:
+        iterator = self._client.list_blobs(
+            self._bucket_name,
+            prefix=self._prefix + prefix,
+            page_size=self._page_size,
+            page_token=token,
+            fields="items(name,size),nextPageToken",
+            retry=None,
+            timeout=self._request_seconds,
+        )
+        try:
+            names = [(blob.name.removeprefix(self._prefix), blob.size) for blob in next(iterator.pages, ())]
+        except api.NotFound as error:
+            raise self._no_bucket() from error
+        # Consoles mark empty folders by an object whose name ends with a slash; a local folder has no such file.
+        return [Entry(name, size) for name, size in names if name and not name.endswith("/")], iterator.next_page_token
+
+    def _require_bucket(self) -> None:
+        if self._seen_bucket:
+            return
+        probe = self._client.list_blobs(
+            self._bucket_name, max_results=1, fields="items(name)", retry=None, timeout=self._request_seconds
+        )
+        try:
+            next(iter(probe), None)
+        except api.NotFound as error:
+            raise self._no_bucket() from error
+        self._seen_bucket = True
+
+    def _no_bucket(self) -> ConfigError:
+        return ConfigError(f"gs://{self._bucket_name}: no such bucket (expected one that exists, for {self.uri})")
+
+    def _run(self, name: str, call: Callable[[], T]) -> T:
+        """`call` with retries, and its errors as this project's."""
+        where = f"{self.uri}/{name}"
+        reported = False
+
+        def report(error: Exception) -> None:
+            nonlocal reported
+            if not reported:
+                _log.warning("%s: %s; trying again", where, _summary(error))
+                reported = True
+
+        try:
+            return self._grace(self._outage(call, on_error=report), on_error=report)()
+        except DetectorError:
+            raise
+        except api.NotFound as error:
+            self._run(name, self._require_bucket)
+            raise NotFoundError(f"{where}: no such object") from error
+        except api.RetryError as error:
+            raise self._given_up(where, error.cause) from error
+        except auth.GoogleAuthError as error:
+            raise StorageError(f"{where}: {_summary(error)}") from error
+        except (api.GoogleAPIError, requests.RequestException) as error:
+            raise ConfigError(f"{where}: {_summary(error)}") from error
+
+    def _given_up(self, where: str, cause: Exception | None) -> DetectorError:
+        if isinstance(cause, DataCorruption):
+            return CorruptError(f"{where}: {_summary(cause)}")
+        if cause is not None and _refused(cause) and not getattr(cause, "retryable", False):
+            return ConfigError(
+                f"{where}: {_summary(cause)}: expected credentials that may use the bucket "
+                f"(refused for {self._grace.timeout:g} s)"
+            )
+        return StorageError(f"{where}: {_summary(cause)}: expected an answer within {self._outage.timeout:g} s")
+
+
+def _refused(error: Exception) -> bool:
+    """401, 403, or no valid credentials to begin with."""
+    if isinstance(error, auth.GoogleAuthError):
+        return not isinstance(error, auth.TransportError)
+    return isinstance(error, api.Unauthorized | api.Forbidden)
+
+
+def _may_pass(error: Exception) -> bool:
+    return _refused(error) or isinstance(error, DataCorruption)
+
+
+def _summary(error: Exception | None) -> str:
+    """One line of at most 200 characters."""
+    return f"{type(error).__name__}: {error}".splitlines()[0][:200]

@@ -1,0 +1,130 @@
+"""Storage in a local folder."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from deepfake_detector.adapters.files import TEMPORARY, os_errors, written_whole
+from deepfake_detector.adapters.storage import Entry, checked_name
+from deepfake_detector.core.errors import ConfigError, DataError, NotFoundError, StorageError
+
+_CREATE_ROUNDS = 3  # more means that somebody else creates and deletes the same name all the time
+
+
+class LocalStorage:
+    """`adapters.storage.Storage` over a folder, which need not exist before the first write.
+
+    `create` needs a file system with hard links. Links to folders are followed, as data sets are often linked.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.uri = os.path.abspath(folder)
+        self._root = Path(self.uri)
+
+    def read(self, name: str) -> bytes:
+        path = self._path(name)
+        with _reading(path):
+            return path.read_bytes()
+
+    def write(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        with os_errors(path), written_whole(path) as file:
+            file.write(data)
+
+    def create(self, name: str, data: bytes) -> bool:
+        path = self._path(name)
+        for _ in range(_CREATE_ROUNDS):
+            with os_errors(path):
+                try:
+                    with written_whole(path, create=True) as file:
+                        file.write(data)
+                    return True
+                except FileExistsError:
+                    if not path.is_file():
+                        raise
+            with suppress(NotFoundError):  # deleted since: another round
+                return self.read(name) == data
+        raise StorageError(f"{path}: expected a file that is there or not (it came and went {_CREATE_ROUNDS} times)")
+
+    def exists(self, name: str) -> bool:
+        path = self._path(name)
+        with os_errors(path):
+            return path.is_file()
+
+    def list(self, prefix: str = "") -> Iterator[Entry]:
+        folder, _, _ = prefix.rpartition("/")
+        base = self._path(folder) if folder else self._root
+        with os_errors(base):
+            if self._root.exists() and not self._root.is_dir():
+                raise ConfigError(f"{self.uri}: expected a folder")
+            yield from sorted(_walk(base, f"{folder}/" if folder else "", prefix), key=lambda entry: entry.name)
+
+    def upload(self, path: Path, name: str) -> None:
+        target = self._path(name)
+        with _reading(path), open(path, "rb") as source, os_errors(target), written_whole(target) as file:
+            shutil.copyfileobj(source, file, 1 << 20)
+
+    def download(self, name: str, path: Path) -> None:
+        source_path = self._path(name)
+        with (
+            _reading(source_path),
+            open(source_path, "rb") as source,
+            os_errors(path),
+            written_whole(path, durable=False) as file,
+        ):
+            shutil.copyfileobj(source, file, 1 << 20)
+
+    def delete(self, name: str) -> None:
+        path = self._path(name)
+        with suppress(NotFoundError), _reading(path):
+            path.unlink()
+
+    def _path(self, name: str) -> Path:
+        return self._root / checked_name(name)
+
+
+def _walk(folder: Path, name: str, prefix: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Entry]:
+    """Files whose names start with `prefix`. above: device and inode of the folders on the way, against link loops."""
+    try:
+        own = folder.stat()
+        entries = list(os.scandir(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    identity = (own.st_dev, own.st_ino)
+    if identity in above:
+        return
+    for entry in entries:
+        full = name + entry.name
+        if entry.name.startswith(TEMPORARY) or not full.startswith(prefix):
+            continue
+        try:
+            status = entry.stat()
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP):  # deleted since, or a link to nothing
+                continue
+            raise
+        if stat.S_ISREG(status.st_mode):
+            yield Entry(_utf8(full, folder), status.st_size)
+        elif stat.S_ISDIR(status.st_mode):
+            yield from _walk(folder / entry.name, f"{full}/", prefix, (*above, identity))
+
+
+def _utf8(name: str, folder: Path) -> str:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise DataError(f"{os.fsencode(name)!r}: expected a file name in UTF-8 (in {folder})") from None
+    return name
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """As `files.os_errors`; a folder, or a path below a file, is no object."""
+    with os_errors(path, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        yield
