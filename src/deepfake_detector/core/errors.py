@@ -28,6 +28,10 @@ class CorruptError(DetectorError):
     """Stored bytes that disagree with the checksum of the marker that commits them."""
 
 
+class ExportError(DetectorError):
+    """The exported model does not load, or does not agree with the checkpoint that it was made from."""
+
+
 class NotFoundError(DetectorError):
     """An object, folder or bucket that does not exist."""
 
