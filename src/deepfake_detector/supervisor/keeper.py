@@ -1,0 +1,168 @@
+"""The rendezvous at work: the policy's events come from sockets, its actions go to sockets and the run's history."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.errors import EXIT_OK, WaitError
+from deepfake_detector.supervisor import wire
+from deepfake_detector.supervisor.attempts import AttemptWorker, History
+from deepfake_detector.supervisor.policy import (
+    Action,
+    Close,
+    Completed,
+    Ended,
+    Event,
+    Finish,
+    Joined,
+    Left,
+    Open,
+    Rendezvous,
+    Start,
+    Stop,
+    Worker,
+)
+
+log = logging.getLogger(__name__)
+FAREWELL_SECONDS = 5.0  # how long the last message may take to leave
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Where a supervisor is, or will be; a host is a name or an IP address."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+class Keeper:
+    """Keeps the rendezvous of a run for as long as training lasts. patience: seconds to wait for a worker."""
+
+    def __init__(
+        self, run: Storage, history: History, peers: Sequence[Peer], *, attempts: int, patience: float
+    ) -> None:
+        self._run = run
+        self._history = history
+        self._peers = peers
+        self._patience = patience
+        self._policy = Rendezvous(len(peers), attempts=attempts, last=history.last, used=history.used("train"))
+        self._links: dict[int, asyncio.StreamWriter] = {}
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._incomplete_since: float | None = None  # by the loop's clock
+
+    async def run(self, host: str, port: int) -> None:
+        """Listen on host:port until training is complete or can't be; every supervisor is told which.
+
+        Raises WaitError naming the workers that did not come, and StorageError.
+        """
+        try:
+            server = await asyncio.start_server(self._serve, host, port, limit=wire.MAX_LINE)
+        except OSError as error:
+            raise WaitError(f"{host}:{port}: {error.strerror}, expected to keep the rendezvous there") from None
+        try:
+            while not self._policy.finished:
+                await self._perform(self._policy.handle(await self._next_event()))
+        finally:
+            server.close()
+            await self._hang_up()
+
+    async def _next_event(self) -> Event:
+        """The next event; a child that claims success is believed when training's marker is there."""
+        missing = ", ".join(f"{index} ({self._peers[index]})" for index in self._policy.missing)
+        now = asyncio.get_running_loop().time()
+        if not missing:
+            self._incomplete_since = None
+        elif self._incomplete_since is None:
+            self._incomplete_since = now
+        if missing:
+            log.info("waiting for worker %s", missing)
+        try:
+            async with asyncio.timeout_at(self._incomplete_since and self._incomplete_since + self._patience):
+                event = await self._events.get()
+        except TimeoutError:
+            raise WaitError(
+                f"worker {missing}: not there after {self._patience:g} s, expected its supervisor to register "
+                "(operations.rendezvous_seconds)"
+            ) from None
+        if isinstance(event, Ended) and event.status == EXIT_OK and await self._complete():
+            return Completed()
+        return event
+
+    async def _perform(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Open(attempt, workers):
+                    places = [
+                        AttemptWorker(index=worker.index, rank=rank, address=worker.address(attempt))
+                        for rank, worker in enumerate(workers)
+                    ]
+                    await asyncio.to_thread(self._history.open, attempt, "train", places)
+                    log.info("attempt %d begins: %s", attempt, ", ".join(place.address for place in places))
+                case Start(index, attempt, rank, cluster):
+                    self._send(index, {"type": "start", "attempt": attempt, "rank": rank, "cluster": cluster})
+                case Stop(index):
+                    self._send(index, {"type": "stop"})
+                case Close(attempt, reason):
+                    log.info("attempt %d ended: %s", attempt, reason)
+                    await asyncio.to_thread(self._history.close, reason)
+                    if not self._policy.finished and await self._complete():
+                        await self._perform(self._policy.handle(Completed()))
+                        return
+                case Finish(status, message):
+                    for index in self._links:
+                        self._send(index, {"type": "finish", "status": status, "message": message})
+
+    async def _complete(self) -> bool:
+        return await asyncio.to_thread(self._run.exists, layout.TRAINED)
+
+    def _send(self, index: int, message: wire.Message) -> None:
+        if index in self._links:  # else its Left event is under way
+            wire.send(self._links[index], message)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One supervisor's connection, from its registration to its end."""
+        wire.keep_alive(writer)
+        worker = self._registration(await wire.receive(reader))
+        if worker is None:
+            writer.close()
+            return
+        former = self._links.get(worker.index)
+        if former is not None:  # its pod was replaced before the kernel noticed
+            self._events.put_nowait(Left(worker.index))
+            former.close()
+        self._links[worker.index] = writer
+        wire.send(writer, {"type": "welcome"})
+        self._events.put_nowait(Joined(worker))
+        while (message := await wire.receive(reader)) and self._links.get(worker.index) is writer:
+            match message:
+                case {"type": "ended", "attempt": int(attempt), "status": int(status), "reason": str(reason)}:
+                    self._events.put_nowait(Ended(worker.index, attempt, status, reason))
+        writer.close()
+        if self._links.get(worker.index) is writer:
+            del self._links[worker.index]
+            self._events.put_nowait(Left(worker.index))
+
+    def _registration(self, message: wire.Message | None) -> Worker | None:
+        match message:
+            case {"type": "register", "run": self._run.uri, "index": int(i), "host": str(host), "base_port": int(port)}:
+                if 0 <= i < len(self._peers):
+                    return Worker(i, host, port)
+        log.warning("a connection was refused: expected a supervisor of %s, got %s", self._run.uri, message)
+        return None
+
+    async def _hang_up(self) -> None:
+        writers = list(self._links.values())
+        for writer in writers:
+            writer.close()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(FAREWELL_SECONDS):
+                await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)

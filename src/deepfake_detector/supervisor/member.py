@@ -1,0 +1,155 @@
+"""A supervisor's side of the rendezvous: it starts, watches and ends one child at a time, as it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.errors import EXIT_OK, DetectorError, WaitError
+from deepfake_detector.supervisor import wire
+from deepfake_detector.supervisor.child import Child, End, follow, tail
+from deepfake_detector.supervisor.keeper import Peer
+
+log = logging.getLogger(__name__)
+CONNECT_SECONDS = 5.0  # an address that nobody has answers nothing at all
+BACK_OFF_SECONDS = (0.05, 1.0)  # first and longest pause between two tries
+WIND_DOWN_SECONDS = 10.0  # for a child to close its logs once training is complete
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a supervisor is. peers: every supervisor's rendezvous address, in order of index.
+
+    host: this machine's IP address, under which the TensorFlow processes find each other; base_port: the first of
+    the 8 ports of this worker; environment: what its children inherit.
+    """
+
+    index: int
+    peers: tuple[Peer, ...]
+    host: str
+    base_port: int
+    scratch: Path
+    environment: Mapping[str, str]
+    verbose: bool = False
+
+
+class Member:
+    """One supervisor's part in training. patience: seconds without a rendezvous after which it gives up."""
+
+    def __init__(self, place: Place, run: Storage, command: Sequence[str], *, patience: float) -> None:
+        self._place = place
+        self._run = run
+        self._command = command
+        self._patience = patience
+        self._child: Child | None = None
+        self._watch: asyncio.Task[None] | None = None
+        self._uploads: set[asyncio.Task[None]] = set()
+        self._heard = 0.0  # when the rendezvous last answered, by the loop's clock
+
+    async def run(self) -> str | None:
+        """Obey the rendezvous to the end: None, training is complete; a text, why no retry can help.
+
+        Raises WaitError when no rendezvous answered for `patience` seconds, and StorageError.
+        """
+        clock = asyncio.get_running_loop().time
+        keeper = self._place.peers[0]
+        self._heard = clock()
+        pause = BACK_OFF_SECONDS[0]
+        while not await asyncio.to_thread(self._run.exists, layout.TRAINED):
+            before = self._heard
+            finish = await self._obey(keeper)
+            if finish is not None:
+                await self._flush()
+                return None if finish["status"] == EXIT_OK else str(finish["message"])
+            if self._heard > before:
+                log.warning("supervisor 0 (%s): connection lost", keeper)
+            if clock() - self._heard > self._patience:
+                raise WaitError(
+                    f"supervisor 0 ({keeper}): no answer for {self._patience:g} s, expected it to keep the "
+                    "rendezvous (operations.rendezvous_seconds)"
+                )
+            pause = BACK_OFF_SECONDS[0] if self._heard > before else min(2 * pause, BACK_OFF_SECONDS[1])
+            await asyncio.sleep(pause)
+        await self._flush()
+        return None
+
+    async def _obey(self, keeper: Peer) -> wire.Message | None:
+        """One connection: its final message, or None when it broke. No child is left afterwards."""
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                reader, writer = await asyncio.open_connection(keeper.host, keeper.port, limit=wire.MAX_LINE)
+        except (OSError, TimeoutError) as error:
+            log.debug("supervisor 0 (%s): %s", keeper, error)
+            return None
+        wire.keep_alive(writer)
+        place = self._place
+        register = {"run": self._run.uri, "index": place.index, "host": place.host, "base_port": place.base_port}
+        wire.send(writer, {"type": "register", **register})
+        welcome = await wire.receive(reader)
+        try:
+            while message := await wire.receive(reader):
+                match message:
+                    case {"type": "start", "attempt": int(attempt), "rank": int(rank), "cluster": list(cluster)}:
+                        await self._start(writer, attempt, rank, cluster)
+                    case {"type": "stop"} if self._child:
+                        self._child.kill()
+                    case {"type": "finish", "status": int(status)}:
+                        if status == EXIT_OK and self._watch:
+                            await asyncio.wait([self._watch], timeout=WIND_DOWN_SECONDS)
+                        return message
+            return None
+        finally:
+            await self._end_child()
+            if welcome is not None:
+                self._heard = asyncio.get_running_loop().time()
+            writer.close()
+
+    async def _start(self, writer: asyncio.StreamWriter, attempt: int, rank: int, cluster: list[str]) -> None:
+        tf_config = {"cluster": {"worker": cluster}, "task": {"type": "worker", "index": rank}}
+        environment = {
+            **self._place.environment,
+            "RUN": self._run.uri,
+            "SCRATCH": str(self._place.scratch),
+            "TF_CONFIG": json.dumps(tf_config),
+            "ATTEMPT": str(attempt),
+        }
+        await self._end_child()
+        path = self._place.scratch / f"attempt-{attempt:05d}.log"
+        self._child = await Child.start(self._command, environment, path)
+        self._watch = asyncio.create_task(self._report(self._child, writer, attempt, rank))
+
+    async def _report(self, child: Child, writer: asyncio.StreamWriter, attempt: int, rank: int) -> None:
+        """Tell the rendezvous of the child's end at once; its log is stored meanwhile."""
+        async with follow(child.log, self._place.verbose):
+            end = await child.wait()
+        wire.send(writer, {"type": "ended", "attempt": attempt, "status": end.status, "reason": end.reason})
+        title = f"attempt {attempt}, worker {self._place.index} with rank {rank}"
+        name = layout.log("train", self._place.index, attempt)
+        upload = asyncio.create_task(asyncio.to_thread(store_log, self._run, name, child.log, title, end))
+        self._uploads.add(upload)
+        upload.add_done_callback(self._uploads.discard)
+
+    async def _end_child(self) -> None:
+        """SIGKILL the child, if there is one, and wait until it is gone."""
+        if self._child and self._watch:
+            self._child.kill()
+            await self._watch
+        self._child = self._watch = None
+
+    async def _flush(self) -> None:
+        if self._uploads:
+            await asyncio.wait(self._uploads, timeout=WIND_DOWN_SECONDS)
+
+
+def store_log(run: Storage, name: str, log_file: Path, title: str, end: End) -> None:
+    """Keep the tail of a child's output in the run. Losing it costs no training: the failure is only logged."""
+    try:
+        run.write(name, f"{tail(log_file)}\n--- {title}: {end.reason}\n".encode())
+    except DetectorError as error:
+        log.warning("%s/%s: not stored: %s", run.uri, name, error)

@@ -1,0 +1,108 @@
+"""A supervisor's whole life: training by agreement with its peers, then, at index 0, the export."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.config import Config
+from deepfake_detector.core.errors import EXIT_PERMANENT, ConfigError, DetectorError
+from deepfake_detector.supervisor.attempts import AttemptWorker, History
+from deepfake_detector.supervisor.child import Child, End, follow
+from deepfake_detector.supervisor.keeper import Keeper
+from deepfake_detector.supervisor.member import Member, Place, store_log
+from deepfake_detector.supervisor.policy import exhausted
+
+log = logging.getLogger(__name__)
+EXPORT_PAUSE_SECONDS = (0.5, 30.0)  # first and longest pause before another export
+
+
+class TrainingError(DetectorError):
+    """A child's permanent error, or the run's attempts are used up."""
+
+
+def supervise(place: Place, run: Storage, config: Config, *, train: Sequence[str], export: Sequence[str]) -> None:
+    """Return once training is complete and, at index 0, the model is exported; a finished run returns at once.
+
+    train, export: the children's commands. Raises TrainingError and ConfigError (no retry helps), WaitError and
+    StorageError (worth another try). To be called from the main thread: children die with the thread that starts
+    them.
+    """
+    if len(place.peers) != config.train.workers or not 0 <= place.index < len(place.peers):
+        raise ConfigError(
+            f"worker {place.index} of {len(place.peers)} peers: expected train.workers={config.train.workers} of "
+            f"them, and an index below ({run.uri}/{layout.CONFIG})"
+        )
+    asyncio.run(_supervise(place, run, config, train, export))
+
+
+async def _supervise(place: Place, run: Storage, config: Config, train: Sequence[str], export: Sequence[str]) -> None:
+    if await asyncio.to_thread(run.exists, layout.DETECTOR):
+        return
+    if not await asyncio.to_thread(run.exists, layout.TRAINED):
+        await _train(place, run, config, train)
+    if place.index == 0:
+        await _export(place, run, config, export)
+
+
+async def _train(place: Place, run: Storage, config: Config, command: Sequence[str]) -> None:
+    patience = config.operations.rendezvous_seconds
+    member = Member(place, run, command, patience=patience)
+    if place.index:
+        error = await member.run()
+    else:
+        limit = config.operations.attempts
+        history = await asyncio.to_thread(History, run)
+        if history.used("train") >= limit:
+            raise TrainingError(exhausted(history.used("train"), limit, history.reason))
+        keeper = Keeper(run, history, place.peers, attempts=limit, patience=patience)
+        error = await _keep(keeper, member, place)
+    if error is not None:
+        raise TrainingError(error)
+
+
+async def _keep(keeper: Keeper, member: Member, place: Place) -> str | None:
+    """Keep the rendezvous and take part in it; when one of the two raises, the other is ended."""
+    keeping = asyncio.create_task(keeper.run(place.host, place.peers[0].port))
+    taking_part = asyncio.create_task(member.run())
+    try:
+        _, error = await asyncio.gather(keeping, taking_part)
+        return error
+    finally:
+        keeping.cancel()
+        taking_part.cancel()
+        await asyncio.gather(keeping, taking_part, return_exceptions=True)
+
+
+async def _export(place: Place, run: Storage, config: Config, command: Sequence[str]) -> None:
+    """Run the export as a fresh child until its marker is there."""
+    history = await asyncio.to_thread(History, run)
+    limit = config.operations.attempts
+    pause = EXPORT_PAUSE_SECONDS[0]
+    while not await asyncio.to_thread(run.exists, layout.DETECTOR):
+        if history.used("export") >= limit:
+            raise TrainingError(exhausted(history.used("export"), limit, history.reason))
+        if history.used("export"):
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, EXPORT_PAUSE_SECONDS[1])
+        number = history.last + 1
+        worker = AttemptWorker(index=place.index, rank=0, address=place.host)
+        await asyncio.to_thread(history.open, number, "export", [worker])
+        end = await _export_once(place, run, command, number)
+        complete = await asyncio.to_thread(run.exists, layout.DETECTOR)
+        await asyncio.to_thread(history.close, "the model is exported" if complete else f"export: {end.reason}")
+        if end.status == EXIT_PERMANENT and not complete:
+            raise TrainingError(f"export: {end.reason}")
+
+
+async def _export_once(place: Place, run: Storage, command: Sequence[str], number: int) -> End:
+    path = place.scratch / f"attempt-{number:05d}.log"
+    environment = {**place.environment, "RUN": run.uri, "SCRATCH": str(place.scratch), "ATTEMPT": str(number)}
+    child = await Child.start(command, environment, path)
+    async with follow(path, place.verbose):
+        end = await child.wait()
+    await asyncio.to_thread(store_log, run, layout.log("export", 0, number), path, f"attempt {number}, export", end)
+    return end

@@ -1,0 +1,138 @@
+"""Directs stand-ins for TensorFlow (fake_worker.py) and the supervisors above them, by events and never by sleeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from deepfake_detector.adapters.storage import open_storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.config import Config, override
+from deepfake_detector.stages.runs import save_config
+from deepfake_detector.supervisor.attempts import Attempt
+from deepfake_detector.supervisor.policy import PORTS
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 30.0  # seconds for an event that must come
+TRAIN = (sys.executable, str(Path(__file__).with_name("fake_train.py")))
+
+
+@dataclass
+class FakeWorker:
+    """A stand-in that waits for its one order."""
+
+    stage: str
+    pid: int
+    attempt: int
+    rank: int
+    cluster: list[str]
+    connection: socket.socket
+
+    def order(self, status: int, message: str = "", *, marker: bool = False) -> None:
+        """Write the stage's marker or not, print an error or not, exit."""
+        self.connection.sendall(json.dumps({"status": status, "message": message, "marker": marker}).encode() + b"\n")
+        self.wait_gone()
+
+    def kill(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        self.wait_gone()
+
+    def wait_gone(self) -> None:
+        """Return once the process is dead: its end of the connection is closed by the kernel."""
+        try:
+            assert self.connection.recv(1) == b"", "a stand-in says nothing more"
+        except ConnectionResetError:
+            pass
+        self.connection.close()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+@dataclass
+class Stage:
+    """A run folder with `workers` supervisors, started and restarted by hand as pods would be."""
+
+    folder: Path
+    workers: int = 2
+    settings: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.run = open_storage(str(self.folder / "run"))
+        config = override(Config(), {"train.workers": self.workers, **self.settings}, "test")
+        save_config(self.run, config, {}, "")
+        self.server = socket.create_server(("127.0.0.1", 0))
+        self.server.settimeout(PATIENCE)
+        self.peers = ",".join(f"127.0.0.1:{free_port()}" for _ in range(self.workers))
+        self.supervisors: dict[int, subprocess.Popen[str]] = {}
+        self.children: list[FakeWorker] = []
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for supervisor in self.supervisors.values():
+            supervisor.kill()
+            supervisor.communicate()
+        for child in self.children:
+            child.connection.close()
+        self.server.close()
+
+    def environment(self, index: int) -> dict[str, str]:
+        return {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "RUN": self.run.uri,
+            "JOB_COMPLETION_INDEX": str(index),
+            "PEERS": self.peers,
+            "TF_BASE_PORT": str(20000 + index * PORTS),
+            "SCRATCH": str(self.folder / f"scratch-{index}"),
+            "DIRECTOR": str(self.server.getsockname()[1]),
+        }
+
+    def start(self, *indexes: int, **environment: str) -> None:
+        for index in indexes or range(self.workers):
+            self.supervisors[index] = subprocess.Popen(
+                TRAIN, env={**self.environment(index), **environment}, stderr=subprocess.PIPE, text=True
+            )
+
+    def cast(self, count: int | None = None) -> list[FakeWorker]:
+        """The next children to start, in order of rank."""
+        children = [self._accept() for _ in range(count or self.workers)]
+        self.children += children
+        return sorted(children, key=lambda child: child.rank)
+
+    def _accept(self) -> FakeWorker:
+        connection, _ = self.server.accept()
+        connection.settimeout(PATIENCE)
+        with connection.makefile() as lines:
+            return FakeWorker(**json.loads(lines.readline()), connection=connection)
+
+    def signal(self, index: int, number: signal.Signals) -> int:
+        """Send a signal to a supervisor and return its status."""
+        supervisor = self.supervisors[index]
+        supervisor.send_signal(number)
+        supervisor.communicate(timeout=PATIENCE)
+        return supervisor.returncode
+
+    def end(self, index: int) -> tuple[int, str]:
+        """Wait for a supervisor: its status, and the last line of its stderr."""
+        supervisor = self.supervisors[index]
+        _, errors = supervisor.communicate(timeout=PATIENCE)
+        return supervisor.returncode, (errors.splitlines() or [""])[-1]
+
+    def attempt(self, number: int) -> Attempt:
+        return Attempt.model_validate_json(self.run.read(layout.attempt(number)))
+
+    def reasons(self) -> list[str | None]:
+        names = [entry.name for entry in self.run.list("logs/attempts/")]
+        return [Attempt.model_validate_json(self.run.read(name)).reason for name in names]

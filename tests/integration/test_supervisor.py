@@ -1,0 +1,208 @@
+"""Real supervisors, real signals, real sockets; only TensorFlow is a stand-in that does as it is told."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deepfake_detector.core import layout
+from tests.integration.director import FakeWorker, Stage
+
+KILLED = "killed by signal 9 (SIGKILL)"
+DONE = ["training is complete", "the model is exported"]
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    with Stage(tmp_path) as stage:
+        yield stage
+
+
+def finish(stage: Stage, children: list[FakeWorker]) -> None:
+    """Training completes, the export succeeds, every supervisor ends with 0."""
+    for child in reversed(children):
+        child.order(0, marker=True)
+    [export] = stage.cast(1)
+    assert export.stage == "export"
+    export.order(0, marker=True)
+    assert [stage.end(index)[0] for index in range(stage.workers)] == [0] * stage.workers
+
+
+def test_undisturbed(stage: Stage) -> None:
+    stage.start()
+    children = stage.cast()
+    assert [child.rank for child in children] == [0, 1]
+    assert all(child.cluster == ["127.0.0.1:20001", "127.0.0.1:20009"] for child in children)
+    finish(stage, children)
+    assert stage.reasons() == DONE
+    workers = [(worker.index, worker.rank, worker.address) for worker in stage.attempt(1).workers]
+    assert workers == [(0, 0, "127.0.0.1:20001"), (1, 1, "127.0.0.1:20009")]
+
+
+def test_a_finished_run_starts_nothing(stage: Stage) -> None:
+    stage.run.write(layout.TRAINED, b"{}")
+    stage.run.write(layout.DETECTOR, b"{}")
+    stage.start()
+    assert [stage.end(index) for index in (0, 1)] == [(0, ""), (0, "")]
+    assert stage.reasons() == []
+
+
+def test_trained_but_not_exported_is_exported_without_peers(stage: Stage) -> None:
+    stage.run.write(layout.TRAINED, b"{}")
+    stage.start(0)
+    [export] = stage.cast(1)
+    export.order(1, "no space left")
+    [export] = stage.cast(1)
+    export.order(0, marker=True)
+    assert stage.end(0)[0] == 0
+    assert stage.reasons() == ["export: exit 1: no space left", "the model is exported"]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_child(stage: Stage, victim: int) -> None:
+    stage.start()
+    first = stage.cast()
+    first[victim].kill()
+    first[1 - victim].wait_gone()
+    second = stage.cast()
+    assert [child.attempt for child in second] == [2, 2]
+    assert set(first[0].cluster).isdisjoint(second[0].cluster)
+    finish(stage, second)
+    assert stage.reasons() == [f"worker {victim}: {KILLED}", *DONE]
+    stored = stage.run.read(layout.log("train", victim, 1)).decode()
+    assert stored.endswith(f"--- attempt 1, worker {victim} with rank {victim}: {KILLED}\n")
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["keeper", "member"])
+def test_killed_supervisor(stage: Stage, victim: int) -> None:
+    """Its child dies with it, the peer's child is stopped, and a restart of the one is enough."""
+    stage.start()
+    first = stage.cast()
+    stage.signal(victim, signal.SIGKILL)
+    first[victim].wait_gone()
+    first[1 - victim].wait_gone()
+    stage.start(victim)
+    second = stage.cast()
+    assert [child.attempt for child in second] == [2, 2]
+    finish(stage, second)
+    reason = "worker 1: its supervisor at 127.0.0.1 is gone" if victim else "the supervisor that kept the rendezvous"
+    assert (stage.reasons()[0] or "").startswith(reason)
+    assert stage.reasons()[1:] == DONE
+
+
+def test_member_lost_at_the_finish_ends_by_the_marker(stage: Stage) -> None:
+    """Worker 1's supervisor dies with training complete: the others don't wait for it, nor it for them."""
+    stage.start()
+    children = stage.cast()
+    stage.run.write(layout.TRAINED, b"{}")
+    stage.signal(1, signal.SIGKILL)
+    children[0].wait_gone()
+    stage.start(1)
+    assert stage.end(1)[0] == 0
+    [export] = stage.cast(1)
+    export.order(0, marker=True)
+    assert stage.end(0)[0] == 0
+
+
+def test_status_is_0_whatever_the_child_s_was_when_training_is_complete(stage: Stage) -> None:
+    stage.start()
+    children = stage.cast()
+    children[0].order(1, "crashed in its destructors", marker=True)
+    children[1].wait_gone()
+    [export] = stage.cast(1)
+    export.order(0, marker=True)
+    assert [stage.end(index)[0] for index in (0, 1)] == [0, 0]
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_permanent_error_ends_all(stage: Stage, victim: int) -> None:
+    stage.start()
+    children = stage.cast()
+    children[victim].order(78, "train.epochs=0: expected 1 or more")
+    children[1 - victim].wait_gone()
+    message = f"worker {victim}: exit 78: train.epochs=0: expected 1 or more"
+    assert [stage.end(index) for index in (0, 1)] == [(78, f"error: {message}")] * 2
+    assert stage.reasons() == [message]
+    assert b"train.epochs=0" in stage.run.read(layout.log("train", victim, 1))
+
+
+def test_permanent_error_of_the_export(stage: Stage) -> None:
+    stage.run.write(layout.TRAINED, b"{}")
+    stage.start(0)
+    [export] = stage.cast(1)
+    export.order(78, "model.h5: damaged")
+    assert stage.end(0) == (78, "error: export: exit 78: model.h5: damaged")
+
+
+def test_attempts_are_counted_over_restarts(tmp_path: Path) -> None:
+    with Stage(tmp_path, settings={"operations.attempts": 2}) as stage:
+        stage.start()
+        first = stage.cast()
+        stage.signal(0, signal.SIGKILL)
+        first[1].wait_gone()
+        stage.start(0)
+        second = stage.cast()
+        second[1].order(75, "storage was away")
+        second[0].wait_gone()
+        said = "2 attempts: expected at most operations.attempts=2 over the run (raise it to go on); "
+        said += "the last ended with worker 1: exit 75: storage was away"
+        assert [stage.end(index) for index in (0, 1)] == [(78, f"error: {said}")] * 2
+        stage.start(0)
+        assert stage.end(0) == (78, f"error: {said}")
+
+
+def test_peer_that_never_comes_is_named(tmp_path: Path) -> None:
+    with Stage(tmp_path, settings={"operations.rendezvous_seconds": 0.5}) as stage:
+        here, there = stage.peers.split(",")
+        stage.start(0)
+        assert stage.end(0) == (
+            75,
+            f"error: worker 1 ({there}): not there after 0.5 s, expected its supervisor to register "
+            "(operations.rendezvous_seconds)",
+        )
+        stage.start(1)
+        assert stage.end(1) == (
+            75,
+            f"error: supervisor 0 ({here}): no answer for 0.5 s, expected it to keep the rendezvous "
+            "(operations.rendezvous_seconds)",
+        )
+
+
+def test_supervisor_of_another_run_is_refused(stage: Stage, tmp_path: Path) -> None:
+    with Stage(tmp_path / "other", settings={"operations.rendezvous_seconds": 0.5}) as other:
+        other.peers = stage.peers
+        stage.start(0)
+        other.start(1)
+        assert other.end(1)[0] == 75
+    stage.start(1)
+    finish(stage, stage.cast())
+
+
+def test_sigterm_is_obeyed_at_once(stage: Stage) -> None:
+    """The stand-in ignores SIGTERM as TensorFlow may; its supervisor ends it all the same."""
+    stage.start()
+    children = stage.cast()
+    assert stage.signal(1, signal.SIGTERM) == 143
+    for child in children:
+        child.wait_gone()
+    assert stage.signal(0, signal.SIGTERM) == 143
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        pytest.param({"PEERS": "127.0.0.1:1"}, "worker 0 of 1 peers: expected train.workers=2", id="too few peers"),
+        pytest.param({"PEERS": "127.0.0.1"}, "PEERS: '127.0.0.1': expected host:port", id="no port"),
+        pytest.param({"JOB_COMPLETION_INDEX": "x"}, "JOB_COMPLETION_INDEX='x': expected a number", id="no index"),
+        pytest.param({"RUN": ""}, "RUN: not set", id="no run"),
+        pytest.param({"RUN": "ftp://x"}, "'ftp://x': expected a folder or gs://", id="no such storage"),
+    ],
+)
+def test_bad_environment_is_refused(stage: Stage, environment: dict[str, str], message: str) -> None:
+    stage.start(0, **environment)
+    status, line = stage.end(0)
+    assert status == 78
+    assert line.startswith(f"error: {message}")

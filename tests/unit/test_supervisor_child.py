@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from deepfake_detector.supervisor.child import TAIL_BYTES, TAIL_LINES, Child, describe_end, tail
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "reason"),
+    [
+        pytest.param(-9, "loading\n", "killed by signal 9 (SIGKILL)", id="killed"),
+        pytest.param(-64, "", "killed by signal 64 (SIGRTMAX)", id="real-time signal"),
+        pytest.param(75, "a\nerror: gs://b: away\n\n", "exit 75: gs://b: away", id="the job's error"),
+        pytest.param(78, "error: a=0\nW0000 bye\n", "exit 78: a=0", id="TensorFlow has the last word"),
+        pytest.param(1, "Traceback:\n  a\nKeyError: 3\n\n", "exit 1: KeyError: 3", id="last line that says something"),
+        pytest.param(1, "", "exit 1", id="silent"),
+        pytest.param(0, "bye\n", "exit 0", id="success needs no words"),
+    ],
+)
+def test_describe_end(status: int, output: str, reason: str) -> None:
+    assert describe_end(status, output) == reason
+
+
+@pytest.mark.parametrize(
+    ("written", "lines"),
+    [
+        pytest.param("".join(f"{i}\n" for i in range(1000)), [str(i) for i in range(800, 1000)], id="many lines"),
+        pytest.param("x" * (2 * TAIL_BYTES) + "\nend\n", ["x" * (TAIL_BYTES - 5), "end"], id="a long line"),
+        pytest.param("", [], id="nothing"),
+    ],
+)
+def test_tail(tmp_path: Path, written: str, lines: list[str]) -> None:
+    log = tmp_path / "log"
+    log.write_text(written)
+    assert tail(log).splitlines() == lines
+    assert len(lines) <= TAIL_LINES
+
+
+def test_child_is_its_own_group_with_its_output_in_a_file(tmp_path: Path) -> None:
+    async def run() -> tuple[int, str]:
+        script = "import os, sys; print(os.getpgid(0) == os.getpid()); print('oops', file=sys.stderr); sys.exit(75)"
+        child = await Child.start([sys.executable, "-c", script], {}, tmp_path / "logs" / "log")
+        end = await child.wait()
+        return end.status, end.reason
+
+    assert asyncio.run(run()) == (75, "exit 75: oops")
+    assert (tmp_path / "logs" / "log").read_text() == "True\noops\n"
+
+
+def test_killed_child_takes_its_own_children_with_it(tmp_path: Path) -> None:
+    """The grandchild holds the write end of a pipe: end of file means that it is gone."""
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    script = (
+        "import os, signal, sys\n"
+        f"pipe = os.open({str(fifo)!r}, os.O_WRONLY)\n"
+        "os.fork()\n"
+        "os.write(pipe, b'x')\n"
+        "signal.pause()\n"
+    )
+
+    async def run() -> int:
+        child = await Child.start([sys.executable, "-c", script], {}, tmp_path / "log")
+        with fifo.open("rb", buffering=0) as pipe:
+            both = b""
+            while len(both) < 2:
+                both += await asyncio.to_thread(pipe.read, 2 - len(both))
+            child.kill()
+            status = (await child.wait()).status
+            assert await asyncio.to_thread(pipe.read, 1) == b""
+        return status
+
+    assert asyncio.run(run()) == -9

@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT
+from deepfake_detector.supervisor.policy import (
+    PORTS,
+    Action,
+    Close,
+    Completed,
+    Ended,
+    Event,
+    Finish,
+    Joined,
+    Left,
+    Open,
+    Rendezvous,
+    Start,
+    Stop,
+    Worker,
+)
+
+W0 = Worker(0, "10.0.0.1", 2222)
+W1 = Worker(1, "10.0.0.2", 2222)
+BOTH = [Joined(W0), Joined(W1)]
+KILLED = "killed by signal 9 (SIGKILL)"
+
+
+def begins(attempt: int) -> list[Action]:
+    """What two workers are told when an attempt begins."""
+    port = 2222 + attempt % PORTS
+    cluster = (f"10.0.0.1:{port}", f"10.0.0.2:{port}")
+    return [Open(attempt, (W0, W1)), Start(0, attempt, 0, cluster), Start(1, attempt, 1, cluster)]
+
+
+@pytest.mark.parametrize(
+    ("events", "actions"),
+    [
+        pytest.param([Joined(W0)], [], id="one of two waits"),
+        pytest.param(BOTH, begins(1), id="all present begin"),
+        pytest.param([Joined(W1), Joined(W0)], begins(1), id="ranks follow the index and not the arrival"),
+        pytest.param(
+            [*BOTH, Ended(1, 1, -9, KILLED)],
+            [Stop(0), Close(1, f"worker 1: {KILLED}")],
+            id="a dead child stops the other, and nothing begins yet",
+        ),
+        pytest.param(
+            [*BOTH, Ended(1, 1, -9, KILLED), Ended(0, 1, -9, KILLED)],
+            begins(2),
+            id="the next attempt begins when the last child is gone",
+        ),
+        pytest.param(
+            [*BOTH, Ended(1, 1, 75, "exit 75: storage was away")],
+            [Stop(0), Close(1, "worker 1: exit 75: storage was away")],
+            id="a temporary failure",
+        ),
+        pytest.param(
+            [*BOTH, Ended(0, 1, 0, "exit 0")],
+            [Stop(1), Close(1, "worker 0: exit 0, but training's marker is not there")],
+            id="success without the marker is a failure",
+        ),
+        pytest.param([*BOTH, Left(1)], [Stop(0), Close(1, "worker 1: its supervisor at 10.0.0.2 is gone")], id="left"),
+        pytest.param([*BOTH, Left(1), Joined(W1)], [], id="back before the other child is gone"),
+        pytest.param([*BOTH, Left(1), Joined(W1), Ended(0, 1, -9, KILLED)], begins(2), id="back, then all gone"),
+        pytest.param([*BOTH, Left(1), Ended(0, 1, -9, KILLED), Joined(W1)], begins(2), id="all gone, then back"),
+        pytest.param([*BOTH, Left(1), Ended(0, 1, -9, KILLED)], [], id="all gone but one not back"),
+        pytest.param(
+            [*BOTH, Ended(0, 1, 78, "exit 78: error: train.epochs=0")],
+            [Close(1, m := "worker 0: exit 78: error: train.epochs=0"), Finish(EXIT_PERMANENT, m)],
+            id="a permanent error ends the run",
+        ),
+        pytest.param(
+            [*BOTH, Ended(1, 1, 75, "exit 75: peer is gone"), Ended(0, 1, 78, "exit 78: bad")],
+            [Close(1, "worker 0: exit 78: bad"), Finish(EXIT_PERMANENT, "worker 0: exit 78: bad")],
+            id="a permanent error wins over its peer's earlier end",
+        ),
+        pytest.param(
+            [*BOTH, Completed()],
+            [Close(1, "training is complete"), Finish(EXIT_OK, "training is complete")],
+            id="complete",
+        ),
+        pytest.param([*BOTH, Completed(), Ended(0, 1, 75, "exit 75"), Left(1), Joined(W1)], [], id="nothing after it"),
+        pytest.param([*BOTH, Ended(1, 0, -9, KILLED)], [], id="an end of an earlier attempt"),
+        pytest.param([*BOTH, Left(7)], [], id="a stranger leaves"),
+    ],
+)
+def test_last_event_leads_to(events: list[Event], actions: list[Action]) -> None:
+    rendezvous = Rendezvous(2, attempts=20)
+    assert [rendezvous.handle(event) for event in events][-1] == actions
+
+
+def test_attempts_are_bounded_over_restarts_of_the_keeper() -> None:
+    rendezvous = Rendezvous(2, attempts=3, last=7, used=2)
+    begun = [rendezvous.handle(event) for event in BOTH][-1]
+    assert begun == begins(8)
+    close, finish = rendezvous.handle(Ended(1, 8, -11, "killed by signal 11 (SIGSEGV)"))
+    assert close == Close(8, "worker 1: killed by signal 11 (SIGSEGV)")
+    assert isinstance(finish, Finish)
+    assert finish.status == EXIT_PERMANENT
+    assert finish.message.startswith("3 attempts: expected at most operations.attempts=3")
+    assert finish.message.endswith("worker 1: killed by signal 11 (SIGSEGV)")
+
+
+@given(
+    workers=st.integers(1, 4),
+    steps=st.lists(st.tuples(st.sampled_from(["join", "leave", "end", "late end"]), st.integers(0, 3)), max_size=60),
+)
+def test_no_two_attempts_overlap(workers: int, steps: list[tuple[str, int]]) -> None:
+    """Whatever happens in whatever order: children start together, in full, and never beside an older child."""
+    rendezvous = Rendezvous(workers, attempts=10)
+    alive: dict[int, int] = {}  # index -> attempt of its living child
+    present: set[int] = set()
+    opened = 0
+    for kind, number in steps:
+        index = number % workers
+        if kind == "join" and index not in present:
+            present.add(index)
+            event: Event = Joined(Worker(index, "10.0.0.1", 2222))
+        elif kind == "leave" and index in present:
+            present.discard(index)
+            alive.pop(index, None)  # a supervisor's child dies with it
+            event = Left(index)
+        elif kind == "end" and index in alive:
+            event = Ended(index, alive.pop(index), 75, "exit 75")
+        elif kind == "late end":
+            event = Ended(index, rendezvous.attempt - 1, 75, "exit 75")
+        else:
+            continue
+        for action in rendezvous.handle(event):
+            match action:
+                case Open(attempt, ranked):
+                    assert not alive
+                    assert len(ranked) == workers
+                    assert attempt == opened + 1
+                    opened = attempt
+                case Start(member, attempt, _, cluster):
+                    assert member in present
+                    assert member not in alive
+                    assert attempt == opened
+                    assert len(cluster) == workers
+                    alive[member] = attempt
+                case Stop(member):
+                    assert member in present
+                    alive_here = alive.pop(member, None)
+                    assert alive_here is not None
+                    # the kill's answer comes as an event of its own, at once
+                    for answer in rendezvous.handle(Ended(member, alive_here, -9, KILLED)):
+                        if isinstance(answer, Start):
+                            alive[answer.index] = answer.attempt
+                        elif isinstance(answer, Open):
+                            assert not alive
+                            opened = answer.attempt
+                case Finish():
+                    alive.clear()
+    assert opened <= 10
