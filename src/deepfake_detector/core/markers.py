@@ -48,6 +48,7 @@ class PlanSummary(Marker):
     groups: int
     counts: dict[str, dict[str, int]]
     lost: list[VideoOutcome]
+    warnings: list[str]
 
 
 class RecordFile(StoredFile):
