@@ -36,7 +36,7 @@ def augment(clip: Any, seed: Any) -> Any:
 def _shift(clip: Any, down: Any, right: Any) -> Any:
     """Move by up to SHIFT of the side; mirrored pixels fill the border."""
     size = clip.shape[1]
-    most = int(round(SHIFT * size))
+    most = round(SHIFT * size)
     if most == 0:
         return clip
     padded = tf.pad(clip, [[0, 0], [most, most], [most, most], [0, 0]], mode="SYMMETRIC")

@@ -31,6 +31,12 @@ def markers(run: Storage) -> Iterator[CheckpointMarker]:
             log.warning("checkpoint passed over: %s", error)
 
 
+def read(run: Storage, step: int) -> CheckpointMarker:
+    """The marker of the checkpoint of `step`; raises NotFoundError, CorruptError."""
+    name = layout.checkpoint_marker(step)
+    return decode(CheckpointMarker, run.read(name), f"{run.uri}/{name}")
+
+
 def newest(run: Storage, scratch: Path, settings: dict[str, Any]) -> CheckpointMarker | None:
     """The newest checkpoint that verifies, staged under `scratch`; None when there is none.
 
@@ -121,21 +127,25 @@ class Checkpoints:
 
 
 def restore(path: Path, model: Any, optimizer: Any) -> None:
-    """Load a staged checkpoint into the model and the built optimizer; raises if a variable finds no value."""
+    """Load a staged checkpoint into the model and the built optimizer, and remove its files from scratch.
+
+    Raises AssertionError if a variable finds no value.
+    """
     import tensorflow as tf
 
     tf.train.Checkpoint(model=model, optimizer=optimizer).read(str(path)).assert_existing_objects_matched()
+    shutil.rmtree(path.parent)
 
 
 def restore_weights(run: Storage, step: int, model: Any, scratch: Path) -> CheckpointMarker:
     """Load only the model's weights of the checkpoint of `step`; raises NotFoundError, CorruptError."""
     import tensorflow as tf
 
-    name = layout.checkpoint_marker(step)
-    marker = decode(CheckpointMarker, run.read(name), f"{run.uri}/{name}")
+    marker = read(run, step)
     path = fetch(run, marker, scratch)
     status = tf.train.Checkpoint(model=model).read(str(path))
     status.assert_existing_objects_matched().expect_partial()
+    shutil.rmtree(path.parent)
     return marker
 
 

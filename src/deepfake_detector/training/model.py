@@ -7,6 +7,7 @@ built-in layer may touch the batch axis; they are saved under a Keras name, so a
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -104,12 +105,17 @@ def _mobilenet_v3_small(size: int) -> keras.Model:
     return keras.models.clone_model(plain, clone_function=synchronized)
 
 
-def load_backbone_weights(model: keras.Model, path: Path) -> None:
+def load_backbone_weights(model: keras.Model, path: Path, sha256: str = "") -> None:
     """Load a `.weights.h5` file, saved from a model's backbone by Keras, into `model`'s backbone.
 
-    Raises ConfigError naming the first variable that is missing, unknown or of another shape: nothing is left to
-    chance or to random values.
+    sha256: of the file, in hex; "" checks nothing. Raises ConfigError when it differs, or naming the first variable
+    that is missing, unknown or of another shape: nothing is left to chance or to random values.
     """
+    if sha256:
+        with path.open("rb") as file:
+            found_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        if found_sha256 != sha256:
+            raise ConfigError(f"model.weights={path.name}: sha256 {found_sha256}: expected {sha256}")
     network = model.get_layer(BACKBONE)
     with tempfile.TemporaryDirectory() as folder:
         sample = Path(folder) / "expected.weights.h5"
@@ -126,7 +132,7 @@ def load_backbone_weights(model: keras.Model, path: Path) -> None:
 
 
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    import h5py
+    import h5py  # type: ignore[import-untyped]
 
     shapes: dict[str, tuple[int, ...]] = {}
 

@@ -1,0 +1,74 @@
+"""What a training supervisor starts: one life of one worker, `python -m jobs.train_worker`.
+
+RUN        folder or gs:// URI of the run, whose config.json holds all settings
+TF_CONFIG  who takes part; empty for one worker alone
+ATTEMPT    number of this attempt, for the log
+SCRATCH    folder of this worker's own
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+EXIT_TERMINATED = 143  # as in core.errors; nothing is imported before SIGTERM is taken care of
+
+
+def obey_sigterm() -> None:
+    """End with status 143 at once, whatever the main thread is blocked in.
+
+    TensorFlow replaces a handler by its own, and a Python handler waits for the main thread to leave an all-reduce.
+    A signal that is blocked in all threads, those of TensorFlow included, is seen by sigwait alone.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_end_on_sigterm, daemon=True).start()
+
+
+def _end_on_sigterm() -> None:
+    signal.sigwait({signal.SIGTERM})
+    os._exit(EXIT_TERMINATED)
+
+
+def main() -> int:
+    """Train until the run's training is committed; returns the exit status."""
+    from deepfake_detector.adapters.storage import open_storage
+    from deepfake_detector.core.errors import EXIT_OK, ConfigError, DetectorError
+    from deepfake_detector.core.topology import parse_tf_config
+    from deepfake_detector.stages.runs import load_config, records_storage
+    from deepfake_detector.training.worker import run_worker
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow tells of each checkpoint's sharding
+    logging.getLogger("tensorflow").setLevel(logging.WARNING)
+    try:
+        uri = os.environ.get("RUN", "")
+        if not uri:
+            raise ConfigError("RUN='': expected a folder or gs:// URI (environment)")
+        cluster = parse_tf_config(os.environ.get("TF_CONFIG", ""))
+        scratch = Path(os.environ.get("SCRATCH") or f"scratch-{cluster.rank}")
+        run = open_storage(uri)
+        config = load_config(run)
+        attempt = os.environ.get("ATTEMPT", "")
+        logging.info("attempt %s, worker %d of %d", attempt, cluster.rank, cluster.workers)
+        run_worker(uri, config, cluster, scratch, records_storage(run).uri)
+    except DetectorError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return EXIT_OK
+
+
+if __name__ == "__main__":
+    obey_sigterm()
+    status = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # TensorFlow's teardown waits for peers that may be gone.
+    os._exit(status)

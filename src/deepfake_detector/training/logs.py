@@ -1,0 +1,80 @@
+"""What a run tells about itself: metrics.jsonl, TensorBoard events, progress. Written by the chief alone."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.errors import NotFoundError
+from deepfake_detector.core.markers import EpochMetrics, decode
+
+LOCAL_PROGRESS_SECONDS = 2.0
+REMOTE_PROGRESS_SECONDS = 15.0  # a write to a bucket takes about 0.1 s of the training thread
+
+
+def read_metrics(run: Storage) -> list[EpochMetrics]:
+    """All epochs of logs/metrics.jsonl; none when there is no such file. Raises CorruptError."""
+    try:
+        lines = run.read(layout.METRICS).decode().splitlines()
+    except NotFoundError:
+        return []
+    return [decode(EpochMetrics, line.encode(), f"{run.uri}/{layout.METRICS}") for line in lines if line]
+
+
+class RunLog:
+    """The logs of one attempt, which continues after `restored_step` finished steps.
+
+    Later epochs of an earlier attempt are cut from metrics.jsonl, and TensorBoard discards its later events: it
+    takes a SessionLog START as a restart that invalidates everything from its step on.
+    """
+
+    def __init__(self, run: Storage, scratch: Path, restored_step: int) -> None:
+        self._run = run
+        recorded = read_metrics(run)
+        self.epochs = [epoch for epoch in recorded if epoch.step <= restored_step]
+        if self.epochs != recorded:
+            self._write_metrics()
+        self._folder = scratch / "tensorboard" / str(time.time_ns())
+        self._events = EventFileWriter(str(self._folder))
+        start = SessionLog(status=SessionLog.START)
+        self._events.add_event(Event(wall_time=time.time(), step=restored_step + 1, session_log=start))
+        self._interval = REMOTE_PROGRESS_SECONDS if "://" in run.uri else LOCAL_PROGRESS_SECONDS
+        self._last_progress = -self._interval
+
+    def epoch(self, metrics: EpochMetrics) -> None:
+        """Add an epoch's line and scalars, and store both."""
+        self.epochs.append(metrics)
+        self._write_metrics()
+        values = metrics.model_dump(exclude={"epoch", "step"})
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items() if value is not None]
+        self._events.add_event(Event(wall_time=time.time(), step=metrics.step, summary=Summary(value=scalars)))
+        self._store_events()
+
+    def progress(self, *, epoch: int, epochs: int, step: int, steps: int, loss: float, rate: float) -> None:
+        """Tell how far training is, at most every few seconds. loss: of the last step; rate: sequences/s."""
+        now = time.monotonic()
+        if now - self._last_progress < self._interval:
+            return
+        self._last_progress = now
+        values = {"epoch": epoch, "epochs": epochs, "step": step, "steps": steps, "loss": loss, "rate": rate}
+        self._run.write(layout.progress("train", 0), (json.dumps(values) + "\n").encode())
+
+    def close(self) -> None:
+        self._store_events()
+        self._events.close()
+
+    def _write_metrics(self) -> None:
+        lines = "".join(epoch.model_dump_json() + "\n" for epoch in self.epochs)
+        self._run.write(layout.METRICS, lines.encode())
+
+    def _store_events(self) -> None:
+        self._events.flush()
+        for path in self._folder.iterdir():
+            self._run.upload(path, layout.TENSORBOARD + path.name)

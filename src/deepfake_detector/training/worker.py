@@ -1,0 +1,157 @@
+"""One life of a training process: TensorFlow set up for exact repetition, the strategy, the records, the loop."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from deepfake_detector.adapters.machine import code_version, cpu_limit, cpu_model
+from deepfake_detector.adapters.storage import open_storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.config import Config, flat, require_same, stage_settings
+from deepfake_detector.core.errors import ConfigError, DataError, WaitError
+from deepfake_detector.core.markers import RecordsSummary, TrainedMarker, decode
+from deepfake_detector.core.topology import Cluster
+from deepfake_detector.training import checkpoints
+from deepfake_detector.training.dataset import open_records, open_split
+
+log = logging.getLogger(__name__)
+
+
+class Watchdog:
+    """Ends the process, status 1 with a traceback, unless stopped in time.
+
+    faulthandler's own thread is the only one that can while TensorFlow holds Python's lock.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._running = False
+
+    def start(self) -> None:
+        self._running = True
+        faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+
+    def stop(self) -> None:
+        if self._running:
+            faulthandler.cancel_dump_traceback_later()
+            self._running = False
+
+
+def run_worker(run_uri: str, config: Config, cluster: Cluster, scratch: Path, records_uri: str) -> None:
+    """Train `config` on the records of `records_uri` as one worker of `cluster`; ends when training is committed.
+
+    TF_CONFIG must be set to `cluster.tf_config()` when there are several workers. scratch: a folder of this
+    worker's own, where records and checkpoints are staged. Does nothing when the run's training is finished.
+
+    Raises ConfigError (other settings than the run's, workers that do not match, a loss that is not finite),
+    DataError (records that can't be trained on), WaitError (a peer went away), StorageError. A peer that does not
+    come within operations.startup_seconds ends the process with status 1 and a traceback: TensorFlow waits for it
+    with Python's lock held, so that no exception could be raised.
+    """
+    run, records_run = open_storage(run_uri), open_storage(records_uri)
+    settings = stage_settings(config, "train")
+    if run.exists(layout.TRAINED):
+        marker = decode(TrainedMarker, run.read(layout.TRAINED), f"{run_uri}/{layout.TRAINED}")
+        require_same(settings, marker.settings, f"{run_uri}/{layout.TRAINED}")
+        return
+    if cluster.workers != config.train.workers:
+        raise ConfigError(f"train.workers={config.train.workers}: expected {cluster.workers}, as in TF_CONFIG")
+    records = open_records(records_run)
+    _require_usable(records.summary, config, records_uri)
+    frozen = next((marker.state.threads for marker in checkpoints.markers(run)), 0)
+    threads = frozen or config.train.threads or cpu_limit()
+
+    configure_tensorflow(threads)
+    import tensorflow as tf
+
+    from deepfake_detector.training.loop import Task, train
+
+    watchdog = Watchdog(config.operations.startup_seconds)
+    try:
+        watchdog.start()
+        strategy = make_strategy(cluster, config.operations.heartbeat_seconds)
+        watchdog.stop()
+        # Staging may take longer than any time limit; the peers wait in their first sum meanwhile.
+        splits = [open_split(records_run, split, scratch, records) for split in ("train", "validation")]
+        task = Task(
+            run=run,
+            records_uri=records_uri,
+            records=records,
+            train=splits[0],
+            validation=splits[1],
+            config=config,
+            cluster=cluster,
+            scratch=scratch,
+            threads=threads,
+            code_version=code_version(),
+            machine=f"{cpu_model()}, {threads} threads",
+        )
+        train(task, strategy, watchdog)
+    except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
+        reason = (error.message or repr(error)).splitlines()[0]
+        raise WaitError(f"worker {cluster.rank} of {cluster.workers}: expected all peers to go on: {reason}") from error
+    finally:
+        watchdog.stop()
+
+
+def configure_tensorflow(threads: int) -> None:
+    """Exact repetition: deterministic kernels and a frozen number of threads. To be called before the first op.
+
+    TensorFlow would count the node's cores, not the container's limit, and the bits depend on the intra-op count.
+    """
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(max(2, threads))
+    tf.config.experimental.enable_op_determinism()
+    accelerators = tf.config.list_physical_devices("GPU")
+    if accelerators:  # one replica per worker: the batch's slices are counted so
+        tf.config.set_visible_devices(accelerators[:1], "GPU")
+
+
+def make_strategy(cluster: Cluster, heartbeat_seconds: int) -> Any:
+    """MultiWorkerMirroredStrategy, which waits for all workers without limit; alone, TensorFlow's default."""
+    import tensorflow as tf
+
+    if cluster.workers == 1:
+        return tf.distribute.get_strategy()
+    _set_heartbeat(cluster, heartbeat_seconds)
+    on_cpu = not tf.config.list_physical_devices("GPU")
+    ring = tf.distribute.experimental.CommunicationImplementation.RING
+    auto = tf.distribute.experimental.CommunicationImplementation.AUTO
+    options = tf.distribute.experimental.CommunicationOptions(implementation=ring if on_cpu else auto)
+    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
+def _set_heartbeat(cluster: Cluster, seconds: int) -> None:
+    """Failure detection after `seconds`, by a private interface: where it is gone, TensorFlow's default holds."""
+    try:
+        from tensorflow.compiler.xla.tsl.protobuf.coordination_config_pb2 import CoordinatedJob
+        from tensorflow.python.eager.context import context
+
+        context().configure_coordination_service(
+            service_type="standalone",
+            service_leader="/job:worker/replica:0/task:0",
+            coordinated_jobs=[CoordinatedJob(name="worker", num_tasks=cluster.workers)],
+            heartbeat_timeout_in_ms=seconds * 1000,
+        )
+    except (ImportError, AttributeError, TypeError) as error:
+        log.warning("operations.heartbeat_seconds=%d not set, TensorFlow's default holds: %r", seconds, error)
+
+
+def _require_usable(summary: RecordsSummary, config: Config, uri: str) -> None:
+    where = f"{uri}/{layout.RECORDS_SUMMARY}"
+    require_same(flat(config, "sampling", "faces"), _made_with(summary.settings), where)
+    if summary.verdict == "fail":
+        raise DataError(
+            f"{where}: {summary.lost_fraction:.1%} of {summary.videos} videos lost: expected at most "
+            f"limits.max_lost_fraction={config.limits.max_lost_fraction:g}"
+        )
+
+
+def _made_with(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name.startswith(("sampling.", "faces."))}
