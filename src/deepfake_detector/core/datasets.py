@@ -189,19 +189,19 @@ def _line(layout: str, layer: Mapping[str, Claim], listing: Listing) -> str:
 
 def _remarks(listing: Listing, claims: Mapping[str, Claim], overlaps: int) -> Iterator[str]:
     if overlaps:
-        yield f"{overlaps} videos are in more than one layout: the first of {', '.join(LAYOUTS)} decides"
+        yield f"videos in more than one layout: {overlaps}, the first of {', '.join(LAYOUTS)} decides"
     unlabelled = sum(path not in claims for path in listing.videos) - sum(path not in claims for path in listing.masks)
     if unlabelled:
-        yield f"{unlabelled} videos have no label"
+        yield f"videos without a label: {unlabelled}"
     if listing.masks:
-        yield f"{len(listing.masks)} FaceForensics++ mask videos are ignored"
+        yield f"FaceForensics++ mask videos ignored: {len(listing.masks)}"
     if listing.ignored_columns:
-        yield f"columns are ignored: {', '.join(listing.ignored_columns)}"
+        yield f"columns ignored: {', '.join(listing.ignored_columns)}"
     others = listing.sizes.keys() - set(listing.videos) - listing.metadata - claims.keys()
     if others:
         counts = Counter(posixpath.splitext(name)[1].lower() or "no extension" for name in sorted(others))
         shown = ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common(8))
-        yield f"other files are ignored: {shown}" + (", ..." if len(counts) > 8 else "")
+        yield f"other files ignored: {shown}" + (", ..." if len(counts) > 8 else "")
 
 
 def _nothing(listing: Listing, claimed: list[str], where: str) -> str:

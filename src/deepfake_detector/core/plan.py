@@ -96,7 +96,7 @@ def split_groups(sizes: Mapping[str, tuple[int, int]], data: Data, where: str) -
     """group -> split, near data.validation and data.test of each label's videos.
 
     sizes: group -> (real, fake) videos. Groups are dealt out from the largest to the smallest, each to the split
-    that lacks most of its labels; the seed breaks ties. A choice is passed over when the groups that are left
+    that it brings nearest to its targets; the seed breaks ties. A choice is passed over when the groups that are left
     could no longer give both classes to training, to validation and to the test (in this order of importance)
     and at least one group to each. Raises DataError when there is no such split.
     """
@@ -116,11 +116,11 @@ def split_groups(sizes: Mapping[str, tuple[int, int]], data: Data, where: str) -
             f"{left.mixed} of both: expected enough for both classes in training and one in {' and '.join(SPLITS[1:])}"
         )
 
-    def lack(split: str, size: tuple[int, int]) -> float:
-        """Missing videos of the group's labels, each label weighed by how rare it is."""
+    def cost(split: str, size: tuple[int, int]) -> float:
+        """By how much the group moves its split's counts away from their targets: chi-square, per label's share."""
         return sum(
-            size[label] * (targets[split][label] - counts[split][label]) / max(1, totals[label]) ** 2
-            for label in (0, 1)
+            number * (2 * (count - target) + number) / (target * total)
+            for number, count, target, total in zip(size, counts[split], targets[split], totals, strict=True)
         )
 
     chosen = {}
@@ -129,7 +129,7 @@ def split_groups(sizes: Mapping[str, tuple[int, int]], data: Data, where: str) -
         left = left.without(size)
         options = (
             (split, {**counts, split: [counts[split][0] + size[0], counts[split][1] + size[1]]})
-            for split in sorted(SPLITS, key=lambda name: -lack(name, size))
+            for split in sorted(SPLITS, key=lambda name: cost(name, size))
         )
         # There is always one: what could be filled before this group was dealt out can be with it.
         chosen[group], counts = next(option for option in options if left.can_fill(option[1], SPLITS[:both]))
