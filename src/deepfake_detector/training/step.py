@@ -43,7 +43,8 @@ class Collectives:
 
 
 def _sum_over_replicas(value: Any) -> Any:
-    return tf.distribute.get_replica_context().all_reduce("SUM", value)
+    here = tf.identity(value)  # on the replica's device: a function's argument has none
+    return tf.distribute.get_replica_context().all_reduce("SUM", here)
 
 
 def local(strategy: Any, value: Any) -> Any:
