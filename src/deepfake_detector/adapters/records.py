@@ -19,6 +19,7 @@ import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from deepfake_detector.adapters.storage import crc32c_of
 from deepfake_detector.core.errors import CorruptError
 from deepfake_detector.core.sequences import SCHEMA_VERSION, FaceSequence
 
@@ -184,12 +185,8 @@ def scan(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def file_crc32c(path: Path) -> str:
-    """CRC-32C of a file as 8 hex digits, read in pieces of 1 MiB."""
-    checksum = google_crc32c.Checksum()
-    with path.open("rb") as file:
-        for _ in checksum.consume(file, 1 << 20):
-            pass
-    return checksum.digest().hex()
+    """CRC-32C of a whole file, as a report names it: 8 hex digits. Raises OSError."""
+    return crc32c_of(path)
 
 
 def _feature_lists(sequence: FaceSequence) -> list[tuple[str, type, list[Any]]]:

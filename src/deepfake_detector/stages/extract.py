@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,49 +20,12 @@ from deepfake_detector.adapters.faces import FaceDetector
 from deepfake_detector.adapters.video import Picture, Video, VideoError
 from deepfake_detector.core.boxes import PixelBox, Track, Tracker, keep_tracks, lookahead, square
 from deepfake_detector.core.config import Config, Faces
+from deepfake_detector.core.extraction import Extraction
 from deepfake_detector.core.outcomes import Outcome
 from deepfake_detector.core.sampling import choose_frames
 from deepfake_detector.core.sequences import FaceSequence
 
-
-@dataclass(frozen=True, kw_only=True)
-class Extraction:
-    """What became of one video.
-
-    sequences: heaviest track first, each track's windows in order; metadata: width, height, fps, codec, seconds,
-    rotation, as far as they became known; frame_count: frames in the stream. frames_wanted, frames_decoded and
-    frames_with_face count distinct sampled frames, whatever became of the tracks.
-    """
-
-    outcome: Outcome
-    detail: str = ""
-    sequences: list[FaceSequence] = field(default_factory=list)
-    metadata: dict[str, float | str] = field(default_factory=dict)
-    frame_count: int = 0
-    frames_wanted: int = 0
-    frames_decoded: int = 0
-    frames_with_face: int = 0
-
-    @property
-    def tracks(self) -> int:
-        return len({sequence.track for sequence in self.sequences})
-
-    @property
-    def frames_sampled(self) -> int:
-        """Frames of the kept sequences that are frames of their own, each sequence counted."""
-        return sum(sum(sequence.valid) for sequence in self.sequences)
-
-    @property
-    def frames_detected(self) -> int:
-        return sum(
-            present and valid
-            for sequence in self.sequences
-            for present, valid in zip(sequence.present, sequence.valid, strict=True)
-        )
-
-    @property
-    def frames_filled(self) -> int:
-        return self.frames_sampled - self.frames_detected
+__all__ = ["Extraction", "extract"]
 
 
 @dataclass(frozen=True)
@@ -74,13 +37,19 @@ class Crop:
     score: float
 
 
+def warm_up(config: Config) -> None:
+    """Load what every video needs, so that the first one is timed like the others. Raises ConfigError."""
+    cv2.setNumThreads(1)  # one thread per process; a pod scales by processes
+    _detector(config.faces.threshold)
+
+
 def extract(path: Path, config: Config) -> Extraction:
     """Sample, detect, track and crop one video file; the file is only read.
 
     A bad video is an outcome, never an exception: not_a_video, no_video_stream, too_large, decode_error, no_face,
     out_of_memory, missing_file. Raises ConfigError when the detector's weights are not the expected ones.
     """
-    cv2.setNumThreads(1)  # one thread per process; a pod scales by processes
+    warm_up(config)
     detector = _detector(config.faces.threshold)
     try:
         video = Video(path, config.limits.max_pixels)

@@ -1,0 +1,261 @@
+"""Preprocessing of one shard: its videos to TFRecord files, and a report in which every video has its outcome.
+
+The report is the shard's marker: records first, report last. The shard that finishes last writes the summary.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path, PurePosixPath
+
+from deepfake_detector.adapters.machine import code_version, cpu_limit
+from deepfake_detector.adapters.records import RecordWriter, encode
+from deepfake_detector.adapters.storage import Storage, crc32c_of, open_storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.config import Config, fingerprint, require_same, stage_settings
+from deepfake_detector.core.errors import NotFoundError
+from deepfake_detector.core.extraction import Extraction
+from deepfake_detector.core.markers import RecordFile, ShardReport, decode
+from deepfake_detector.core.outcomes import PlannedVideo, VideoOutcome
+from deepfake_detector.core.sequences import RecordEntry
+from deepfake_detector.stages.decoders import Decoders, Extract
+from deepfake_detector.stages.plan import load_plan
+from deepfake_detector.stages.summary import finish
+
+PROGRESS_SECONDS = 5.0  # storage takes about one write per second per name
+
+Progress = Callable[[int, int, Mapping[str, int]], None]  # done, total, outcome -> videos
+
+log = logging.getLogger(__name__)
+
+
+def preprocess_shard(
+    run: Storage,
+    config: Config,
+    shard: int,
+    *,
+    scratch: Path,
+    on_progress: Progress | None = None,
+    extract: Extract | None = None,
+) -> ShardReport:
+    """Make the shard's records and report, then the run's summary if this was the last shard.
+
+    A shard that has its report does nothing but that last step. Source videos are only read: in place when they
+    are local, as copies in `scratch` when they are remote. extract: as in `Decoders`.
+    Raises ConfigError when the report was made with other settings, NotFoundError without a plan, StorageError.
+    """
+    name = layout.shard_report(shard, config.data.shards)
+    where = f"{run.uri}/{name}"
+    if run.exists(name):
+        report = decode(ShardReport, run.read(name), where)
+        require_same(stage_settings(config, "preprocess"), report.settings, f"the report {where}")
+    else:
+        videos = [video for video in load_plan(run)[1] if video.shard == shard]
+        report = _make_records(run, config, shard, videos, scratch, _both(on_progress, run, shard), extract)
+        run.write(name, report.encode())
+    finish(run, config)
+    return report
+
+
+def _make_records(
+    run: Storage,
+    config: Config,
+    shard: int,
+    videos: list[PlannedVideo],
+    scratch: Path,
+    on_progress: Progress,
+    extract: Extract | None,
+) -> ShardReport:
+    settings = stage_settings(config, "preprocess")
+    outcomes: list[VideoOutcome] = []
+    counts: dict[str, int] = {}
+    slots = max(min(config.operations.decoders or cpu_limit(), len(videos)), 1)
+    with (
+        _ShardFiles(scratch / "records", shard, config.data.shards) as files,
+        Decoders(config, slots, extract) as decoders,
+        _Sources(open_storage(config.data.videos), videos, scratch / "videos", slots) as sources,
+    ):
+        on_progress(0, len(videos), counts)
+        for video, extraction in zip(videos, decoders.map(sources.paths()), strict=True):
+            context: dict[str, str | int] = {
+                "dataset": video.dataset,
+                "video_id": video.key,
+                "original_id": video.original,
+                "group_id": video.group,
+                "method": video.method,
+                "label": video.label,
+                "split": video.split,
+                "size": config.faces.size,
+                "source_checksum": sources.release(video),
+                "preprocess_fingerprint": fingerprint(settings),
+            }
+            files.add(video, extraction, context)
+            outcomes.append(outcome_of(video, extraction))
+            counts[extraction.outcome] = counts.get(extraction.outcome, 0) + 1
+            if extraction.detail:
+                log.info("%s: %s (%s)", video.key, extraction.outcome, extraction.detail)
+            on_progress(len(outcomes), len(videos), counts)
+        return ShardReport(
+            settings=settings,
+            fingerprint=fingerprint(settings),
+            code_version=code_version(),
+            shard=shard,
+            shards=config.data.shards,
+            files=files.commit(run),
+            videos=outcomes,
+        )
+
+
+def outcome_of(video: PlannedVideo, extraction: Extraction) -> VideoOutcome:
+    """The video's line in the shard's report."""
+    return VideoOutcome(
+        key=video.key,
+        label=video.label,
+        split=video.split,
+        outcome=extraction.outcome,
+        detail=extraction.detail,
+        tracks=extraction.tracks,
+        sequences=len(extraction.sequences),
+        frames_sampled=extraction.frames_sampled,
+        frames_detected=extraction.frames_detected,
+        frames_filled=extraction.frames_filled,
+        metadata=extraction.metadata,
+    )
+
+
+class _ShardFiles:
+    """The shard's TFRecord files in a local folder, one for each split that has records."""
+
+    def __init__(self, folder: Path, shard: int, shards: int) -> None:
+        self._folder, self._shard, self._shards = folder, shard, shards
+        self._writers: dict[str, RecordWriter] = {}
+        self._entries: dict[str, list[RecordEntry]] = {}
+        self._open = ExitStack()
+
+    def __enter__(self) -> _ShardFiles:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+        for split in self._writers:
+            self._path(split).unlink(missing_ok=True)
+
+    def add(self, video: PlannedVideo, extraction: Extraction, context: Mapping[str, str | int]) -> None:
+        for sequence in extraction.sequences:
+            sample = f"{video.key}#{sequence.track}.{sequence.window}"
+            full = {
+                **context,
+                "sample_id": sample,
+                "fps": float(extraction.metadata["fps"]),
+                "frame_count": extraction.frame_count,
+                "codec": str(extraction.metadata["codec"]),
+            }
+            if video.split not in self._writers:
+                self._writers[video.split] = self._open.enter_context(RecordWriter(self._path(video.split)))
+            offset, length = self._writers[video.split].add(encode(sequence, full))
+            entry = RecordEntry(
+                sample=sample,
+                video=video.key,
+                group=video.group,
+                label=video.label,
+                track=sequence.track,
+                window=sequence.window,
+                offset=offset,
+                length=length,
+            )
+            self._entries.setdefault(video.split, []).append(entry)
+
+    def commit(self, run: Storage) -> list[RecordFile]:
+        """Upload the files; what the report says of them."""
+        self._open.close()
+        committed = []
+        for split in sorted(self._writers, key=layout.SPLITS.index):
+            name, writer = layout.records(split, self._shard, self._shards), self._writers[split]
+            run.upload(self._path(split), name)
+            committed.append(
+                RecordFile(name=name, size=writer.size, crc32c=writer.crc32c, split=split, records=self._entries[split])
+            )
+        return committed
+
+    def _path(self, split: str) -> Path:
+        return self._folder / f"{split}-{self._shard:05d}.tfrecord"
+
+
+class _Sources:
+    """The shard's videos as local files, fetched a little ahead of their use by a few threads.
+
+    A video that is gone since the plan was made yields a path where nothing is: the decoder names that outcome.
+    """
+
+    def __init__(self, storage: Storage, videos: Iterable[PlannedVideo], folder: Path, ahead: int) -> None:
+        self._storage, self._videos, self._folder, self._ahead = storage, list(videos), folder, ahead
+        self._local = not storage.uri.startswith("gs://")
+        self._threads = ThreadPoolExecutor(max_workers=ahead, thread_name_prefix="fetch")
+        self._checksums: dict[str, str] = {}
+        self._copies: dict[str, Path] = {}
+
+    def __enter__(self) -> _Sources:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+        for copy in self._copies.values():
+            copy.unlink(missing_ok=True)
+
+    def paths(self) -> Iterator[Path]:
+        """Local paths in the order of the videos."""
+        pending: deque[tuple[PlannedVideo, Future[tuple[Path, str]]]] = deque()
+        waiting = iter(enumerate(self._videos))
+        while True:
+            while len(pending) <= self._ahead and (item := next(waiting, None)):
+                pending.append((item[1], self._threads.submit(self._fetch, *item)))
+            if not pending:
+                return
+            video, future = pending.popleft()
+            path, self._checksums[video.key] = future.result()
+            yield path
+
+    def release(self, video: PlannedVideo) -> str:
+        """The source's CRC-32C, "" when it is gone; its copy, if one was made, is removed."""
+        copy = self._copies.pop(video.key, None)
+        if copy:
+            copy.unlink(missing_ok=True)
+        return self._checksums.pop(video.key)
+
+    def _fetch(self, number: int, video: PlannedVideo) -> tuple[Path, str]:
+        if self._local:
+            path = Path(self._storage.uri) / video.path
+        else:
+            # A name of our own: the object's may be longer than a file name can be.
+            path = self._folder / f"{number}{PurePosixPath(video.path).suffix[:16]}"
+            self._copies[video.key] = path
+            try:
+                self._storage.download(video.path, path)
+            except NotFoundError:
+                return path, ""
+        try:
+            return path, crc32c_of(path)
+        except OSError:
+            return path, ""
+
+
+def _both(on_progress: Progress | None, run: Storage, shard: int) -> Progress:
+    """Tell the caller every time, and the run's progress object at most every PROGRESS_SECONDS and at the end."""
+    written = float("-inf")
+
+    def tell(done: int, total: int, outcomes: Mapping[str, int]) -> None:
+        nonlocal written
+        if on_progress:
+            on_progress(done, total, outcomes)
+        if done == total or time.monotonic() - written >= PROGRESS_SECONDS:
+            document = {"done": done, "total": total, "outcomes": dict(sorted(outcomes.items()))}
+            run.write(layout.progress("preprocess", shard), (json.dumps(document) + "\n").encode())
+            written = time.monotonic()
+
+    return tell

@@ -1,0 +1,156 @@
+"""The end of preprocessing: totals over all shards, losses by reason and label, and whether training may begin."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+from deepfake_detector.adapters.machine import code_version
+from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.config import Config, fingerprint, require_same, stage_settings
+from deepfake_detector.core.errors import DataError
+from deepfake_detector.core.markers import RecordsSummary, ShardReport, decode
+from deepfake_detector.core.outcomes import Outcome, VideoOutcome
+from deepfake_detector.stages.plan import load_plan
+
+METADATA_AUC_WARNING = 0.6
+LOSS_GAP_WARNING = 0.05  # difference of the lost shares of real and fake videos
+LABELS = {0: "real", 1: "fake", None: "unknown"}
+
+
+def finish(run: Storage, config: Config) -> RecordsSummary | None:
+    """Write records/summary.json once every shard has its report; None while one is missing.
+
+    Any number of shards may try at the same time: they write the same bytes, create-only.
+    Raises ConfigError when a report or the summary was made with other settings.
+    """
+    settings = stage_settings(config, "preprocess")
+    where = f"{run.uri}/{layout.RECORDS_SUMMARY}"
+    if run.exists(layout.RECORDS_SUMMARY):
+        summary = decode(RecordsSummary, run.read(layout.RECORDS_SUMMARY), where)
+        require_same(settings, summary.settings, where)
+        return summary
+    there = {entry.name for entry in run.list("records/")}
+    names = [layout.shard_report(shard, config.data.shards) for shard in range(config.data.shards)]
+    if not there.issuperset(names):
+        return None
+    reports = []
+    for name in names:
+        report = decode(ShardReport, run.read(name), f"{run.uri}/{name}")
+        require_same(settings, report.settings, f"{run.uri}/{name}")
+        reports.append(report)
+    summary = summarise(reports, load_plan(run)[0].lost, config)
+    if not run.create(layout.RECORDS_SUMMARY, summary.encode()):
+        return decode(RecordsSummary, run.read(layout.RECORDS_SUMMARY), where)
+    return summary
+
+
+def require_records(run: Storage) -> RecordsSummary:
+    """The summary of a run whose records may be trained on.
+
+    Raises NotFoundError before preprocessing is done and DataError when too many videos were lost.
+    """
+    where = f"{run.uri}/{layout.RECORDS_SUMMARY}"
+    summary = decode(RecordsSummary, run.read(layout.RECORDS_SUMMARY), where)
+    if summary.verdict == "fail":
+        limit = summary.settings["limits.max_lost_fraction"]
+        raise DataError(f"lost {summary.lost_fraction:.0%} of videos (limit {limit:.0%}): {reasons(summary)} ({where})")
+    return summary
+
+
+def reasons(summary: RecordsSummary) -> str:
+    """The losses in words, most frequent first: "decode_error 12, no_face 3"."""
+    lost = {
+        outcome: sum(count for label, count in labels.items() if label != "unknown")
+        for outcome, labels in summary.outcomes.items()
+        if outcome not in (Outcome.OK, Outcome.UNLABELLED)
+    }
+    return ", ".join(f"{name} {count}" for name, count in sorted(lost.items(), key=lambda item: (-item[1], item[0])))
+
+
+def summarise(reports: Sequence[ShardReport], lost_by_plan: Iterable[VideoOutcome], config: Config) -> RecordsSummary:
+    """Totals of the reports. Files without a label are counted, but their loss is no reason against training."""
+    settings = stage_settings(config, "preprocess")
+    planned = [video for report in reports for video in report.videos]
+    videos = [*planned, *lost_by_plan]
+    outcomes: dict[str, dict[str, int]] = {}
+    for (outcome, label), count in sorted(Counter((str(v.outcome), LABELS[v.label]) for v in videos).items()):
+        outcomes.setdefault(outcome, {})[label] = count
+    sequences = {split: {"real": 0, "fake": 0} for split in layout.SPLITS}
+    for entry, split in ((entry, file.split) for report in reports for file in report.files for entry in file.records):
+        sequences[split][LABELS[entry.label]] += 1
+    labelled = [video for video in videos if video.label is not None]
+    lost_fraction = _lost_fraction(labelled)
+    auc, tested = metadata_auc(planned)
+    return RecordsSummary(
+        settings=settings,
+        fingerprint=fingerprint(settings),
+        code_version=code_version(),
+        shards=config.data.shards,
+        videos=len(videos),
+        lost_fraction=lost_fraction,
+        outcomes=outcomes,
+        sequences=sequences,
+        frames_sampled=sum(video.frames_sampled for video in planned),
+        frames_detected=sum(video.frames_detected for video in planned),
+        frames_filled=sum(video.frames_filled for video in planned),
+        verdict="fail" if lost_fraction > config.limits.max_lost_fraction else "pass",
+        metadata_auc=auc,
+        warnings=_warnings(labelled, sequences, auc, tested),
+    )
+
+
+def metadata_auc(videos: Sequence[VideoOutcome]) -> tuple[float | None, int]:
+    """AUC, over validation and test videos, of a baseline that sees no pixel; and how many it was tested on.
+
+    A small decision tree on width, height, rate, duration, rotation and codec, fitted on the training split. Far
+    above 0.5, these correlate with the label, and a detector may learn them instead of faces. None where a split
+    lacks a class.
+    """
+    from sklearn.metrics import roc_auc_score
+    from sklearn.tree import DecisionTreeClassifier
+
+    usable = [video for video in videos if video.outcome is Outcome.OK and video.label is not None]
+    codecs = sorted({str(video.metadata["codec"]) for video in usable})
+    train = [video for video in usable if video.split == "train"]
+    held_out = [video for video in usable if video.split != "train"]
+    if any({video.label for video in part} != {0, 1} for part in (train, held_out)):
+        return None, len(held_out)
+    # The leaves are at least 2 % of the data: a tree that memorises single videos says nothing about a shortcut.
+    tree = DecisionTreeClassifier(max_depth=4, min_samples_leaf=max(3, len(train) // 50), random_state=0)
+    tree.fit([_features(video, codecs) for video in train], [video.label for video in train])
+    scores = tree.predict_proba([_features(video, codecs) for video in held_out])[:, 1]
+    return round(float(roc_auc_score([video.label for video in held_out], scores)), 4), len(held_out)
+
+
+def _features(video: VideoOutcome, codecs: Sequence[str]) -> list[float]:
+    numbers = [float(video.metadata[name]) for name in ("width", "height", "fps", "seconds", "rotation")]
+    return [*numbers, *(float(video.metadata["codec"] == codec) for codec in codecs)]
+
+
+def _lost_fraction(videos: Sequence[VideoOutcome]) -> float:
+    lost = sum(video.outcome is not Outcome.OK for video in videos)
+    return lost / len(videos) if videos else 0.0
+
+
+def _warnings(
+    labelled: Sequence[VideoOutcome], sequences: dict[str, dict[str, int]], auc: float | None, tested: int
+) -> list[str]:
+    lines = []
+    if auc is not None and auc > METADATA_AUC_WARNING:
+        lines.append(
+            f"size, rate, codec and duration alone tell real from fake with AUC {auc:.2f} on {tested} held-out videos "
+            f"(expected at most {METADATA_AUC_WARNING}): the detector may learn them instead of faces"
+        )
+    shares = [_lost_fraction([video for video in labelled if video.label == label]) for label in (0, 1)]
+    if not math.isclose(*shares, abs_tol=LOSS_GAP_WARNING):
+        lines.append(f"lost {shares[0]:.0%} of the real and {shares[1]:.0%} of the fake videos: a biased loss")
+    lines += [
+        f"split {split} has no {label} sequence: some of its metrics cannot be computed"
+        for split, labels in sequences.items()
+        for label, count in labels.items()
+        if not count
+    ]
+    return lines
