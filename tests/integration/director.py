@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -30,6 +31,7 @@ class FakeWorker:
 
     stage: str
     pid: int
+    parent: int
     attempt: int
     rank: int
     cluster: list[str]
@@ -46,10 +48,8 @@ class FakeWorker:
 
     def wait_gone(self) -> None:
         """Return once the process is dead: its end of the connection is closed by the kernel."""
-        try:
+        with contextlib.suppress(ConnectionResetError):
             assert self.connection.recv(1) == b"", "a stand-in says nothing more"
-        except ConnectionResetError:
-            pass
         self.connection.close()
 
 

@@ -31,12 +31,12 @@ def test_two_keepers_cannot_open_the_same_attempt(tmp_path: Path) -> None:
     run = open_storage(str(tmp_path))
     first, second = History(run), History(run)
     first.open(1, "train", WORKERS)
-    with pytest.raises(WaitError, match="logs/attempts/00001.json"):
+    with pytest.raises(WaitError, match=r"logs/attempts/00001\.json"):
         second.open(1, "train", WORKERS)
 
 
 def test_a_damaged_attempt_is_named(tmp_path: Path) -> None:
     run = open_storage(str(tmp_path))
     run.write(layout.attempt(1), b"{")
-    with pytest.raises(CorruptError, match="logs/attempts/00001.json"):
+    with pytest.raises(CorruptError, match=r"logs/attempts/00001\.json"):
         History(run)

@@ -1,0 +1,184 @@
+"""Which processes run, in which order, and when one is started again: what Jobs do in a cluster."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from deepfake_detector.adapters.machine import cpu_limit
+from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.config import Config
+from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, EXIT_TERMINATED, DataError
+from deepfake_detector.core.markers import RecordsSummary, decode
+from deepfake_detector.local.display import PreprocessDisplay, TrainDisplay, describe_records
+from deepfake_detector.local.processes import Job, JobError, Processes, free_blocks, module
+from deepfake_detector.stages.runs import records_storage
+from deepfake_detector.supervisor.child import End
+from deepfake_detector.supervisor.policy import PORTS
+
+POLL_SECONDS = 0.1
+RETRIES = 3  # of one shard, as a Job's backoffLimitPerIndex
+RESTART_SECONDS = (0.2, 5.0)  # first and longest pause before a supervisor is started again
+
+
+@dataclass(frozen=True)
+class Commands:
+    """What the pods of each stage run."""
+
+    preprocess: Sequence[str] = module("jobs.preprocess")
+    train: Sequence[str] = module("jobs.train")
+
+
+def run_local(run: Storage, config: Config, *, verbose: bool = False, commands: Commands | None = None) -> int:
+    """Preprocess, train and export a run whose settings are stored; finished stages start nothing. Returns 0.
+
+    verbose: the jobs' own output on the terminal. Raises JobError with the error of the job that failed and its
+    status, ConfigError, DataError and StorageError. Ctrl-C and SIGTERM end every job; the same call goes on.
+    """
+    if run.exists(layout.DETECTOR):
+        print(f"{run.uri}/{layout.MODEL}: done before, nothing to do")
+        return EXIT_OK
+    commands = commands or Commands()
+    with (
+        tempfile.TemporaryDirectory(prefix="deepfake-detector-") as folder,
+        _ended_by_signals(),
+        Processes(Path(folder), verbose=verbose) as processes,
+    ):
+        scratch = Path(folder)
+        if not run.exists(layout.TRAINED):
+            _preprocess(run, config, processes, scratch, commands.preprocess)
+        _train(run, config, processes, scratch, commands.train, verbose)
+    print(f"model   {run.uri}/{layout.MODEL}\nreport  {run.uri}/{layout.REPORT}")
+    return EXIT_OK
+
+
+def _preprocess(run: Storage, config: Config, processes: Processes, scratch: Path, command: Sequence[str]) -> None:
+    """Every shard without a report, at most one process a CPU."""
+    records = records_storage(run)
+    if not records.exists(layout.RECORDS_SUMMARY):
+        if records.uri != run.uri:
+            raise DataError(f"{records.uri}/{layout.RECORDS_SUMMARY}: not found, expected finished records (--records)")
+        shards = config.data.shards
+        print(f"preprocess: {config.data.videos} in {shards} shards")
+        with PreprocessDisplay(run, shards) as display:
+            _run_shards(run, shards, processes, scratch, command, display)
+            display.refresh(())
+    if not records.exists(layout.RECORDS_SUMMARY):
+        raise DataError(f"{run.uri}/{layout.RECORDS_SUMMARY}: not found, expected it from the last shard's job")
+    summary = decode(RecordsSummary, records.read(layout.RECORDS_SUMMARY), f"{records.uri}/{layout.RECORDS_SUMMARY}")
+    print("\n".join(describe_records(summary)))
+
+
+def _run_shards(
+    run: Storage, shards: int, processes: Processes, scratch: Path, command: Sequence[str], display: PreprocessDisplay
+) -> None:
+    stored = {entry.name for entry in run.list("records/")}
+    waiting = deque(index for index in range(shards) if layout.shard_report(index, shards) not in stored)
+    if not waiting:
+        waiting.append(shards - 1)  # it finds its report, and writes the summary that is missing
+    failures = dict.fromkeys(waiting, 0)
+    running: set[int] = set()
+    while waiting or running:
+        while waiting and len(running) < cpu_limit():
+            index = waiting.popleft()  # index 0 first: it makes the plan
+            running.add(index)
+            processes.start(_job("preprocess", index, run, scratch, command))
+        for job, end, output in processes.ended():
+            running.discard(job.index)
+            if end.status == EXIT_OK:
+                continue
+            failures[job.index] += 1
+            run.write(layout.log("preprocess", job.index, failures[job.index]), f"{output}\n{end.reason}\n".encode())
+            if end.status == EXIT_PERMANENT or failures[job.index] > RETRIES:
+                raise _error(job, end)
+            display.say(f"  {job.name}: {end.reason}; again ({failures[job.index]} of {RETRIES})")
+            waiting.appendleft(job.index)
+        display.refresh(running)
+        time.sleep(POLL_SECONDS)
+
+
+def _train(
+    run: Storage, config: Config, processes: Processes, scratch: Path, command: Sequence[str], verbose: bool
+) -> None:
+    """One supervisor for each worker, with ports of its own on 127.0.0.1; the first also runs the export."""
+    workers = config.train.workers
+    print(f"train: {workers} {'process' if workers == 1 else 'processes'} x {config.train.threads} threads")
+    blocks = free_blocks(workers, 1 + PORTS)
+    peers = ",".join(f"127.0.0.1:{block}" for block in blocks)
+    jobs = [
+        _job(
+            "train",
+            index,
+            run,
+            scratch,
+            command,
+            PEERS=peers,
+            POD_IP="127.0.0.1",
+            TF_BASE_PORT=str(block + 1),
+            VERBOSE="1" if verbose else "0",
+        )
+        for index, block in enumerate(blocks)
+    ]
+    with TrainDisplay(run) as display:
+        _supervise(jobs, processes, config.operations.attempts, display)
+        display.last_words()
+
+
+def _supervise(jobs: Sequence[Job], processes: Processes, attempts: int, display: TrainDisplay) -> None:
+    """Start a supervisor again that ended without success, as its Job would."""
+    starts = {job.index: time.monotonic() for job in jobs}  # when each that does not run is due
+    failures = dict.fromkeys(starts, 0)
+    while starts or len(processes):
+        for index in [index for index, due in starts.items() if due <= time.monotonic()]:
+            del starts[index]
+            processes.start(jobs[index])
+        for job, end, _ in processes.ended():
+            if end.status == EXIT_OK:
+                continue
+            failures[job.index] += 1
+            if end.status == EXIT_PERMANENT or failures[job.index] >= attempts:
+                raise _error(job, end)
+            display.say(f"  {job.name}: {end.reason}; starting it again")
+            pause = min(RESTART_SECONDS[0] * 2 ** (failures[job.index] - 1), RESTART_SECONDS[1])
+            starts[job.index] = time.monotonic() + pause
+        display.refresh()
+        time.sleep(POLL_SECONDS)
+
+
+def _job(stage: str, index: int, run: Storage, scratch: Path, command: Sequence[str], **environment: str) -> Job:
+    folder = scratch / f"{stage}-{index}"
+    folder.mkdir(exist_ok=True)
+    common = {"RUN": run.uri, "JOB_COMPLETION_INDEX": str(index), "SCRATCH": str(folder)}
+    return Job(f"{stage} {index}", index, command, {**common, **environment})
+
+
+def _error(job: Job, end: End) -> JobError:
+    """The command's own error: a permanent one in the job's words, and a signal's status as a shell would say it."""
+    prefix = f"exit {EXIT_PERMANENT}: "
+    message = end.reason.removeprefix(prefix) if end.reason.startswith(prefix) else f"{job.name}: {end.reason}"
+    return JobError(message, 128 - end.status if end.status < 0 else end.status)
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP end the jobs as Ctrl-C does. Children die with this process even when it is killed."""
+    former = {number: signal.signal(number, _leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+
+
+def _leave(_signal: int, _frame: FrameType | None) -> None:
+    print("stopped: the same command again goes on from here", file=sys.stderr)
+    sys.exit(EXIT_TERMINATED)
