@@ -158,7 +158,7 @@ class GcsStorage:
                 )
             except api.PreconditionFailed:
                 return False
-            except api.ClientError as error:
+            except api.GoogleAPICallError as error:
                 if error.code not in (404, 410):
                     raise
                 self._require_bucket()

@@ -41,13 +41,8 @@ class LocalStorage:
         path = self._path(name)
         for _ in range(_CREATE_ROUNDS):
             with os_errors(path):
-                try:
-                    with written_whole(path, create=True) as file:
-                        file.write(data)
+                if not path.is_file() and _create(path, data):
                     return True
-                except FileExistsError:
-                    if not path.is_file():
-                        raise
             with suppress(NotFoundError):  # deleted since: another round
                 return self.read(name) == data
         raise StorageError(f"{path}: expected a file that is there or not (it came and went {_CREATE_ROUNDS} times)")
@@ -87,6 +82,17 @@ class LocalStorage:
 
     def _path(self, name: str) -> Path:
         return self._root / checked_name(name)
+
+
+def _create(path: Path, data: bytes) -> bool:
+    try:
+        with written_whole(path, create=True) as file:
+            file.write(data)
+    except FileExistsError:
+        if path.is_file():
+            return False
+        raise  # a folder has the name, or a file that of a parent
+    return True
 
 
 def _walk(folder: Path, name: str, prefix: str, above: tuple[tuple[int, int], ...] = ()) -> Iterator[Entry]:

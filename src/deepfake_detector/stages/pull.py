@@ -56,9 +56,12 @@ def _manifest_bytes(storage: Storage) -> bytes:
 def _relative(stored: StoredFile, where: str) -> str:
     """The file's name inside the model's folder."""
     name = stored.name.removeprefix(layout.MODEL)
-    if name == stored.name or name == _MANIFEST:
-        raise CorruptError(f"{where}/{layout.DETECTOR}: {stored.name!r}: expected a file below {layout.MODEL}")
-    return checked_name(name)
+    try:
+        if name != stored.name and name != _MANIFEST:
+            return checked_name(name)
+    except ConfigError:
+        pass  # refused below, as what it is here: a bad manifest
+    raise CorruptError(f"{where}/{layout.DETECTOR}: {stored.name!r}: expected a file below {layout.MODEL}")
 
 
 def _old_model(to: Path) -> bytes | None:

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deepfake_detector.adapters.storage import Storage, open_storage
+from tests.integration import gcs_server as fake
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the gs:// server before the first test, whose time limit the build must not use up."""
+    wanted = any(item.get_closest_marker("gcs") or "gcs_server" in item.fixturenames for item in _functions(session))
+    if wanted and fake.available() and not session.config.option.collectonly:
+        fake.binary()
+
+
+def _functions(session: pytest.Session) -> Iterator[pytest.Function]:
+    return (item for item in session.items if isinstance(item, pytest.Function))
+
+
+@pytest.fixture(scope="session")
+def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fake.GcsServer]:
+    if not fake.available():
+        pytest.skip("needs fake-gcs-server, or Go to build it")
+    server = fake.GcsServer(tmp_path_factory.mktemp("gcs") / "server.log")
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def gcs_bucket(gcs_server: fake.GcsServer, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URI of a fresh gs:// bucket; STORAGE_EMULATOR_HOST is set for this process and its children."""
+    name = f"test-{uuid.uuid4().hex}"
+    gcs_server.make_bucket(name)
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", gcs_server.url)
+    return f"gs://{name}"
+
+
+@pytest.fixture(params=["local", pytest.param("gs", marks=pytest.mark.gcs)])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    """An empty run folder, once local and once in a bucket."""
+    if request.param == "local":
+        return open_storage(str(tmp_path / "run"))
+    return open_storage(request.getfixturevalue("gcs_bucket") + "/some/run")
+
+
+@pytest.fixture(scope="session")
+def real_clips() -> Path:
+    """Folder of real DFDC and FaceForensics++ clips."""
+    if not (folder := os.environ.get("REAL_CLIPS")):
+        pytest.skip("needs REAL_CLIPS, a folder with DFDC and FaceForensics++ clips")
+    return Path(folder)
