@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,13 +15,13 @@ from tests.integration import gcs_server as fake
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Build the gs:// server before the first test, whose time limit the build must not use up."""
-    wanted = any(item.get_closest_marker("gcs") or "gcs_server" in item.fixturenames for item in _functions(session))
-    if wanted and fake.available() and not session.config.option.collectonly:
+    items = [item for item in session.items if isinstance(item, pytest.Function)]
+    wanted = any(item.get_closest_marker("gcs") or "gcs_server" in item.fixturenames for item in items)
+    if not wanted or not fake.available() or session.config.option.collectonly:
+        return
+    # A build that fails is tried again by the fixture, and fails the tests that need it there: no others.
+    with suppress(subprocess.CalledProcessError):
         fake.binary()
-
-
-def _functions(session: pytest.Session) -> Iterator[pytest.Function]:
-    return (item for item in session.items if isinstance(item, pytest.Function))
 
 
 @pytest.fixture(scope="session")

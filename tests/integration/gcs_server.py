@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -36,6 +37,7 @@ def binary() -> Path:
         BUILT.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=BUILT.parent) as folder:
             command = ["go", "install", f"github.com/fsouza/{NAME}@{VERSION}"]
+            print(f"building {NAME} {VERSION}, once: about two minutes", file=sys.__stderr__, flush=True)
             subprocess.run(command, env={**os.environ, "GOBIN": folder}, check=True)
             (Path(folder) / NAME).replace(BUILT)
     return BUILT

@@ -184,6 +184,16 @@ def test_lost_upload_session_starts_again(status: int, monkeypatch: pytest.Monke
     assert [request.split()[0] for request in requests] == ["POST", "GET", "POST"]  # the GET asks for the bucket
 
 
+@pytest.mark.parametrize(("stored", "created"), [(b"own", True), (b"another's", False)], ids=["own", "another's"])
+def test_create_whose_answer_was_lost(stored: bytes, created: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = iter([(503, {}, b"lost"), (412, {}, b"it exists")])
+    found: Answer = (200, {"Content-Type": "application/octet-stream"}, stored)
+    with answering(lambda method, path: next(answers) if method == "POST" else found, monkeypatch) as requests:
+        assert GcsStorage("gs://bucket/run").create("a", b"own") == created
+    assert [request.split()[0] for request in requests] == ["POST", "POST", "GET"]
+    assert all("ifGenerationMatch=0" in request for request in requests[:2])
+
+
 def test_missing_object_asks_for_the_bucket_once(monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(method: str, path: str) -> Answer:
         return OK if "/o?" in path else (404, {}, b"")

@@ -16,7 +16,6 @@ from deepfake_detector.adapters.files import TEMPORARY, os_errors
 from deepfake_detector.adapters.storage import Entry, open_storage
 from deepfake_detector.core.errors import ConfigError, DataError, DetectorError, NotFoundError, StorageError
 
-
 CONTEND = """
 import sys
 from deepfake_detector.adapters.storage import open_storage

@@ -227,12 +227,13 @@ class GcsStorage:
     def _given_up(self, where: str, cause: Exception | None) -> DetectorError:
         if isinstance(cause, DataCorruption):
             return CorruptError(f"{where}: {_summary(cause)}")
-        if cause is not None and _refused(cause) and not getattr(cause, "retryable", False):
-            return ConfigError(
-                f"{where}: {_summary(cause)}: expected credentials that may use the bucket "
-                f"(refused for {self._grace.timeout:g} s)"
-            )
-        return StorageError(f"{where}: {_summary(cause)}: expected an answer within {self._outage.timeout:g} s")
+        if cause is None or not _refused(cause):
+            return StorageError(f"{where}: {_summary(cause)}: expected an answer within {self._outage.timeout:g} s")
+        message = (
+            f"{where}: {_summary(cause)}: expected credentials that may use the bucket "
+            f"(refused for {self._grace.timeout:g} s)"
+        )
+        return StorageError(message) if getattr(cause, "retryable", False) else ConfigError(message)
 
 
 def _refused(error: Exception) -> bool:

@@ -70,13 +70,13 @@ def _old_model(to: Path) -> bytes | None:
         return None
     if not to.is_dir():
         raise ConfigError(f"{to}: is a file: expected a folder for the model")
-    present = {path.relative_to(to).as_posix() for path in to.rglob("*") if not path.is_dir()}
-    if not present:
-        return None
-    if _MANIFEST not in present:
-        raise ConfigError(f"{to}: holds {min(present)}: expected a new or empty folder, or one with a pulled model")
+    if not (to / _MANIFEST).is_file():
+        if (other := next((path for path in to.rglob("*") if not path.is_dir()), None)) is None:
+            return None
+        raise ConfigError(f"{to}: holds {other.relative_to(to)}: expected a new or empty folder, or a pulled model")
     data = (to / _MANIFEST).read_bytes()
     known = {_relative(stored, str(to)) for stored in decode(DetectorManifest, data, str(to / _MANIFEST)).files}
+    present = {path.relative_to(to).as_posix() for path in to.rglob("*") if not path.is_dir()}
     if strange := present - known - {_MANIFEST}:
         raise ConfigError(f"{to}: holds {min(strange)} beside a model: expected nothing else there")
     return data
