@@ -24,6 +24,8 @@ from av.video.frame import VideoFrame
 from deepfake_detector.core.outcomes import Outcome
 
 DEFAULT_FPS = 25.0  # FFmpeg's own assumption for a stream that tells neither times nor rate
+# Whose decoders obey skip_frame packet by packet, and exactly. libdav1d (AV1), for one, reads it once.
+SKIP_CODECS = frozenset({"h264", "hevc"})
 # Containers that hold whole videos. Left out on purpose: playlists and image patterns, which open other files.
 FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,h264,hevc,ivf,obu,m4v,mxf,gxf,3gp,y4m,yuv4mpegpipe,mpegvideo"
 
@@ -59,13 +61,15 @@ class Video:
         self.rotation = 0
         self.notes: list[str] = []
         with self._open() as (container, stream):
-            self.width, self.height, self.codec = stream.width, stream.height, stream.codec_context.name
+            self.width, self.height = stream.width, stream.height
+            self.codec = stream.codec_context.codec.canonical_name
             packets, broken = _read_packets(container, stream)
             if not packets:
                 raise VideoError(Outcome.DECODE_ERROR, f"no packet of the video stream could be read {broken}".strip())
             base = stream.time_base
             rate = float(stream.average_rate or stream.guessed_rate or 0)
-            self._by_count = any(pts is None for pts, _ in packets)
+            # AVI stores no presentation times: those that FFmpeg makes up are wrong where frames are reordered.
+            self._by_count = container.format.name == "avi" or any(pts is None for pts, _ in packets)
             if self._by_count:
                 self.fps = rate or DEFAULT_FPS
                 self.times = [k / self.fps for k in range(len(packets))]
@@ -78,7 +82,7 @@ class Video:
                 gap = median(b - a for a, b in zip(self.times, self.times[1:], strict=False)) if self._pts[1:] else 0
                 last = float((durations[self._pts[-1]] or 0) * base)
                 self.end = self.times[-1] + (last or gap or 1 / (rate or DEFAULT_FPS))
-                self.fps = rate or len(self._pts) / (self.end - self.times[0])
+                self.fps = len(self._pts) / (self.end - self.times[0])
             self.truncated = self._truncation(container, stream, broken)
 
     @property
@@ -89,7 +93,8 @@ class Video:
         """Decode the frames with these indices (ascending), in order; those that cannot be decoded are left out.
 
         A packet that the decoder refuses costs its frame and leaves a line in `notes`.
-        Raises VideoError too_large when the frame size grows beyond the limit in mid-stream, and MemoryError.
+        Raises VideoError too_large when the frame size grows beyond the limit before the last wanted frame, and
+        MemoryError.
         Colours: swscale's conversion to RGB with the frame's own matrix and range; the same bits on the same CPU.
         """
         missing = set(wanted)
@@ -103,11 +108,13 @@ class Video:
             context.thread_count = 1
             number: dict[int | None, int] = {pts: index for index, pts in enumerate(self._pts)}
             keep = {self._pts[index] for index in missing} if self._pts else set()
+            # Frames are numbered by counting when times are unknown: then none may be skipped.
+            skips = self.codec in SKIP_CODECS and not self._by_count
             count = 0
             for packet in self._packets(container, stream):
-                # Frames are numbered by counting when times are unknown: then none may be skipped.
-                context.skip_frame = "DEFAULT" if self._by_count or packet.pts in keep else "NONREF"
-                for frame in self._decode(packet):
+                if skips:
+                    context.skip_frame = "DEFAULT" if packet.pts in keep else "NONREF"
+                for frame in self._decode(packet, context):
                     index = count if self._by_count else number.get(frame.pts, -1)
                     count += 1
                     if index in missing:
@@ -115,8 +122,6 @@ class Video:
                         yield self._picture(frame, index)
                     if index >= final:
                         return
-            if context.width * context.height == 0:
-                raise VideoError(Outcome.TOO_LARGE, f"frame size changes to more than {self._max_pixels} pixels")
 
     def _picture(self, frame: VideoFrame, index: int) -> Picture:
         _check_size(frame.width, frame.height, self._max_pixels)
@@ -127,13 +132,14 @@ class Video:
         upright = np.ascontiguousarray(np.rot90(rgb, turns)) if turns else rgb
         return Picture(index, self.times[index], upright)  # type: ignore[arg-type]  # rgb24 is uint8
 
-    def _decode(self, packet: Any) -> list[VideoFrame]:
+    def _decode(self, packet: Any, context: Any) -> list[VideoFrame]:
         try:
             frames: list[VideoFrame] = packet.decode()
             return frames
         except MemoryError:
             raise
         except (av.FFmpegError, ValueError) as error:
+            _check_size(context.width, context.height, self._max_pixels)
             self._note(f"decoder refused a packet: {_reason(error)}")
             return []
 
@@ -163,18 +169,16 @@ class Video:
 
     @contextmanager
     def _open(self) -> Iterator[tuple[Any, Any]]:
-        """The container and its first true video stream; the frame size is checked before anything is decoded.
+        """The container and its first true video stream. Nothing is decoded before the frame size is checked.
 
-        max_pixels is the decoder's own limit as well, because opening already decodes a frame of some formats.
+        An ordinary open decodes a frame of many formats, so one that allows no decoder reads the headers first;
+        max_pixels is the decoder's own limit for sizes that only its bit stream tells.
         """
-        limit = {"max_pixels": str(self._max_pixels)}
-        with _container(self._path, limit) as container:
+        with _container(self._path, {"codec_whitelist": "none"}) as header:
+            told = _video_stream(header)
+            _check_size(told.width, told.height, self._max_pixels)
+        with _container(self._path, {"max_pixels": str(self._max_pixels)}) as container:
             stream = _video_stream(container)
-            if stream.width * stream.height == 0:
-                # Refused by the limit, or unknown: the header alone tells.
-                with _container(self._path, {"probesize": "32", "analyzeduration": "0"}) as header:
-                    told = _video_stream(header)
-                    _check_size(told.width, told.height, self._max_pixels)
             _check_size(stream.width, stream.height, self._max_pixels)
             yield container, stream
 

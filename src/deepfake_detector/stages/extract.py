@@ -211,10 +211,10 @@ def _verdict(video: Video, cropper: FaceCropper, sequences: Sequence[FaceSequenc
 
 def _metadata(video: Video) -> dict[str, float | str]:
     return {
-        "width": video.width,
-        "height": video.height,
+        "width": float(video.width),
+        "height": float(video.height),
         "fps": round(video.fps, 4),
         "codec": video.codec,
         "seconds": round(video.seconds, 4),
-        "rotation": video.rotation,
+        "rotation": float(video.rotation),
     }
