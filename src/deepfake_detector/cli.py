@@ -104,7 +104,7 @@ def _local(arguments: argparse.Namespace) -> int:
         videos=arguments.videos,
         records=arguments.records,
     )
-    return run_local(run, config)
+    return run_local(run, config, verbose=arguments.debug)
 
 
 def _predict(arguments: argparse.Namespace) -> int:

@@ -1,0 +1,121 @@
+"""A run's settings: kept, compared with what its markers were made with, inherited with another run's records."""
+
+import pytest
+
+from deepfake_detector.adapters.storage import open_storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.config import fingerprint, stage_settings
+from deepfake_detector.core.errors import ConfigError, NotFoundError
+from deepfake_detector.core.markers import PlanSummary, StoredFile, TrainedMarker
+from deepfake_detector.stages.prepare import prepare_run
+from deepfake_detector.stages.runs import load_config, records_storage
+
+
+def prepare(tmp_path, *assignments, run="run", records=""):
+    return prepare_run(
+        str(tmp_path / run),
+        recipe="demo",
+        assignments=list(assignments),
+        videos="" if records else str(tmp_path / "videos"),
+        records=records,
+    )
+
+
+def mark_planned(run, config):
+    settings = stage_settings(config, "plan")
+    marker = PlanSummary(
+        settings=settings,
+        fingerprint=fingerprint(settings),
+        code_version="1",
+        videos=StoredFile(name=layout.PLAN_VIDEOS, size=0, crc32c="00000000"),
+        found=[],
+        shards=2,
+        groups=0,
+        counts={},
+        lost=[],
+        warnings=[],
+    )
+    run.write(layout.PLAN, marker.encode())
+
+
+def mark_trained(run, config):
+    settings = stage_settings(config, "train")
+    marker = TrainedMarker(
+        settings=settings,
+        fingerprint=fingerprint(settings),
+        code_version="1",
+        step=1,
+        epochs=1,
+        best_step=1,
+        best_loss=None,
+        stopped="epochs=1 done",
+        records=run.uri,
+        records_fingerprint="",
+        weights_sha256="",
+        machines=[],
+    )
+    run.write(layout.TRAINED, marker.encode())
+
+
+def test_settings_are_stored_as_given_and_as_resolved(tmp_path):
+    run, config = prepare(tmp_path, "train.epochs=3")
+    assert load_config(run) == config
+    assert config.data.videos == str(tmp_path / "videos")
+    assert config.train.threads >= 1
+    assert records_storage(run).uri == run.uri
+
+
+def test_a_setting_of_a_finished_stage_cannot_change(tmp_path):
+    run, config = prepare(tmp_path)
+    mark_planned(run, config)
+    with pytest.raises(ConfigError, match=r"data\.seed=7: expected 0, with which .*plan/summary.json was made"):
+        prepare(tmp_path, "data.seed=7")
+    assert load_config(run) == config
+
+
+def test_a_setting_of_a_later_stage_can_still_change(tmp_path):
+    run, config = prepare(tmp_path)
+    mark_planned(run, config)
+    prepare(tmp_path, "train.learning_rate=0.5")
+    assert load_config(run).train.learning_rate == 0.5
+    mark_trained(run, load_config(run))
+    with pytest.raises(ConfigError, match=r"train\.learning_rate=0\.001: expected 0\.5"):
+        prepare(tmp_path)
+
+
+def test_operations_can_always_change(tmp_path):
+    run, config = prepare(tmp_path)
+    mark_planned(run, config)
+    mark_trained(run, config)
+    prepare(tmp_path, "operations.attempts=99")
+    assert load_config(run).operations.attempts == 99
+
+
+def test_threads_of_a_run_stay_on_another_machine(tmp_path):
+    run, config = prepare(tmp_path, "train.threads=7")
+    mark_trained(run, config)
+    _, again = prepare(tmp_path)
+    assert again.train.threads == 7
+
+
+def test_records_bring_their_settings(tmp_path):
+    first, _ = prepare(tmp_path, "faces.size=48", "sampling.frames=4")
+    run, config = prepare(tmp_path, "train.epochs=2", run="second", records=first.uri)
+    assert (config.faces.size, config.sampling.frames, config.train.epochs) == (48, 4, 2)
+    assert records_storage(run).uri == first.uri
+
+
+def test_a_setting_that_the_records_contradict_is_refused(tmp_path):
+    first, _ = prepare(tmp_path, "faces.size=48")
+    with pytest.raises(ConfigError, match=r"faces\.size=64: expected 48"):
+        prepare(tmp_path, "faces.size=64", run="second", records=first.uri)
+
+
+def test_records_of_no_run_are_refused(tmp_path):
+    with pytest.raises(NotFoundError, match="is .*none a run folder"):
+        prepare(tmp_path, run="second", records=str(tmp_path / "none"))
+
+
+def test_local_storage_paths_become_absolute(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert open_storage("run").uri == str(tmp_path / "run")
