@@ -33,18 +33,18 @@ def draw_jitter(rng: np.random.Generator, strength: float) -> Jitter:
     def either_sign(low: float, high: float, size: int) -> np.ndarray:
         return strength * rng.choice((-1.0, 1.0), size) * rng.uniform(low, high, size)
 
-    offset = either_sign(6, 18, 3)
-    saturation, contrast = either_sign(0.1, 0.3, 1)[0], either_sign(0.05, 0.15, 1)[0]
-    sharpen, amount = rng.random() < 0.5, rng.uniform(0.8, 1.4)
+    offset = either_sign(6, 16, 3)
+    saturation, contrast = either_sign(0.1, 0.3, 1)[0], either_sign(0.05, 0.2, 1)[0]
+    sharpen, amount = rng.random() < 0.5, rng.uniform(1.2, 1.8)
     return Jitter(
         offset=offset,
         saturation=saturation,
         contrast=contrast,
         sharpness=strength * (amount if sharpen else -amount),
-        scale=either_sign(0.01, 0.05, 2),
-        shift=either_sign(0.5, 2.5, 2),
-        flicker_levels=strength * 1.5,
-        flicker_pixels=strength * 0.3,
+        scale=either_sign(0.02, 0.06, 2),
+        shift=either_sign(1, 3, 2),
+        flicker_levels=strength * 2,
+        flicker_pixels=strength * 0.4,
     )
 
 
@@ -82,7 +82,7 @@ def soft_mask(hull: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarr
     field *= 4 / np.abs(field).max()
     y, x = np.mgrid[:size, :size].astype(np.float32)
     mask = cv2.remap(mask, x + field[..., 0], y + field[..., 1], cv2.INTER_LINEAR)
-    mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(1.5, 4.0))
+    mask = cv2.GaussianBlur(mask, (0, 0), rng.uniform(1.0, 2.5))
     return (mask * rng.choice(np.array([0.75, 1.0, 1.0], np.float32)))[..., None]
 
 

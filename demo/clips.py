@@ -20,7 +20,7 @@ from demo import blending, portraits
 
 SIZES = ((160, 160), (176, 160), (192, 160), (160, 192))  # width, height
 RATES = (12, 15, 20, 25)  # frames per second
-FRAMES = (24, 32)  # least and most
+FRAMES = (16, 24)  # least and most
 
 _SCENE, _BLEND, _NOISE = 0, 1, 2  # independent random streams of one group
 _GRAIN_MARGIN = 32  # pixels by which the field of noise is larger than a frame
@@ -73,18 +73,18 @@ def draw_scene(seed: int, group: int) -> Scene:
         height=height,
         fps=int(rng.choice(RATES)),
         frames=int(rng.integers(FRAMES[0], FRAMES[1] + 1)),
-        quality=int(rng.integers(20, 27)),
-        noise=rng.uniform(1, 4),
+        quality=int(rng.integers(18, 25)),
+        noise=rng.uniform(1, 3),
         zoom=rng.uniform(0.7, 0.9),
         roll=rng.uniform(-0.12, 0.12),
         centre=rng.uniform(-6, 6, 2),
-        shape=rng.uniform(-5, 5, (5, 5, 2)).astype(np.float32),
+        shape=rng.uniform(-4, 4, (5, 5, 2)).astype(np.float32),
         mimic=rng.uniform(-1.5, 1.5, (4, 4, 2)).astype(np.float32),
         motion=sines,
-        gains=rng.uniform(0.85, 1.15, 3).astype(np.float32),
-        saturation=rng.uniform(0.6, 1.3),
+        gains=rng.uniform(0.9, 1.1, 3).astype(np.float32),
+        saturation=rng.uniform(0.7, 1.2),
         gamma=rng.uniform(0.8, 1.25),
-        backdrop=rng.uniform(-45, 45, (4, 4, 3)).astype(np.float32),
+        backdrop=rng.uniform(-40, 40, (4, 4, 3)).astype(np.float32),
         light=rng.uniform(-0.15, 0.15, 2),
     )
 

@@ -33,7 +33,7 @@ _RECIPE_VERSION = 1  # raised when the same settings would give other clips
 class Settings:
     """What decides every byte of the set. groups: at least PARTS; strength: factor on the fakes' artefacts."""
 
-    groups: int = 224
+    groups: int = 280
     strength: float = 1.0
     seed: int = 0
 

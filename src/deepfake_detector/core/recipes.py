@@ -40,11 +40,11 @@ def demo() -> Config:
         {
             "data.shards": 2,
             "data.validation": 0.15,
-            "data.test": 0.25,
+            "data.test": 0.2,
             "sampling.frames": 8,
             "faces.size": 64,
             "train.global_batch": 16,
-            "train.epochs": 20,
+            "train.epochs": 15,
             "train.workers": 2,
             "model.dropout": 0.1,
             "limits.max_lost_fraction": 0.1,
