@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from deepfake_detector.adapters.records import RecordWriter, encode, file_crc32c
-from deepfake_detector.adapters.storage import open_storage
+from deepfake_detector.adapters.records import RecordWriter, encode
+from deepfake_detector.adapters.storage import Storage, commit_bytes, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, fingerprint, override, stage_settings
-from deepfake_detector.core.markers import PlanSummary, RecordFile, RecordsSummary, ShardReport, StoredFile
+from deepfake_detector.core.markers import PlanSummary, RecordFile, RecordsSummary, ShardReport
 from deepfake_detector.core.outcomes import Outcome, PlannedVideo, VideoOutcome
 from deepfake_detector.core.sequences import FaceSequence, RecordEntry
 from deepfake_detector.stages.runs import save_config
@@ -50,7 +50,7 @@ def make_run(folder: Path, config: Config, counts: Mapping[str, tuple[int, int]]
         for label, count in enumerate((reals, fakes))
         for number in range(count)
     ]
-    _write_plan(folder, config, videos)
+    _write_plan(run, config, videos)
     settings = stage_settings(config, "preprocess")
     common = {"settings": settings, "fingerprint": fingerprint(settings), "code_version": VERSION}
     shards = config.data.shards
@@ -103,12 +103,9 @@ def _by_label(videos: Sequence[PlannedVideo]) -> dict[str, int]:
     return {name: sum(video.label == label for video in videos) for label, name in enumerate(LABELS)}
 
 
-def _write_plan(folder: Path, config: Config, videos: Sequence[PlannedVideo]) -> None:
-    path = folder / layout.PLAN_VIDEOS
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write_plan(run: Storage, config: Config, videos: Sequence[PlannedVideo]) -> None:
     lines = "".join(json.dumps(asdict(video)) + "\n" for video in videos)
-    path.write_bytes(gzip.compress(lines.encode(), mtime=0))
-    stored = StoredFile(name=layout.PLAN_VIDEOS, size=path.stat().st_size, crc32c=file_crc32c(path))
+    stored = commit_bytes(run, gzip.compress(lines.encode(), mtime=0), layout.PLAN_VIDEOS)
     settings = stage_settings(config, "plan")
     splits = sorted({video.split for video in videos})
     plan = PlanSummary(
@@ -123,7 +120,7 @@ def _write_plan(folder: Path, config: Config, videos: Sequence[PlannedVideo]) ->
         lost=[],
         warnings=[],
     )
-    (folder / layout.PLAN).write_bytes(plan.encode())
+    run.write(layout.PLAN, plan.encode())
 
 
 def _write_file(folder: Path, config: Config, split: str, shard: int, videos: Sequence[PlannedVideo]) -> RecordFile:

@@ -9,12 +9,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepfake_detector.adapters.records import file_crc32c
-from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.adapters.storage import Storage, commit_file, fetch_file
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import fingerprint, require_same
 from deepfake_detector.core.errors import CorruptError, NotFoundError
-from deepfake_detector.core.markers import CheckpointMarker, StoredFile, TrainState, decode
+from deepfake_detector.core.markers import CheckpointMarker, TrainState, decode
 
 PREFIX = "checkpoint"  # of the files of one tf.train.Checkpoint
 
@@ -57,10 +56,7 @@ def fetch(run: Storage, marker: CheckpointMarker, scratch: Path) -> Path:
     """Stage a checkpoint's files; returns the path prefix that tf.train.Checkpoint reads. Raises CorruptError."""
     folder = scratch / "checkpoints" / f"{marker.step:08d}"
     for file in marker.files:
-        path = folder / Path(file.name).name
-        run.download(file.name, path)
-        if path.stat().st_size != file.size or file_crc32c(path) != file.crc32c:
-            raise CorruptError(f"{run.uri}/{file.name}: expected {file.size} bytes with CRC-32C {file.crc32c}")
+        fetch_file(run, file, folder / Path(file.name).name)
     return folder / PREFIX
 
 
@@ -91,11 +87,8 @@ class Checkpoints:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         tf.train.Checkpoint(model=model, optimizer=optimizer).write(str(folder / PREFIX))
-        files = []
-        for path in sorted(folder.iterdir()):
-            name = layout.checkpoint(state.step) + path.name
-            files.append(StoredFile(name=name, size=path.stat().st_size, crc32c=file_crc32c(path)))
-            self._run.upload(path, name)
+        paths = sorted(folder.iterdir())
+        files = [commit_file(self._run, path, layout.checkpoint(state.step) + path.name) for path in paths]
         marker = CheckpointMarker(
             settings=self._settings,
             fingerprint=fingerprint(self._settings),

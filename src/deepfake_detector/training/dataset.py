@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from deepfake_detector.adapters.records import file_crc32c, read_record
-from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.adapters.records import read_record
+from deepfake_detector.adapters.storage import Storage, fetch_file
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import CorruptError, NotFoundError
@@ -101,17 +101,9 @@ def _stage(run: Storage, file: RecordFile, scratch: Path) -> Path:
         if path.stat().st_size != file.size:  # each record is checked as it is read
             raise CorruptError(f"{path}: {path.stat().st_size} bytes, expected {file.size}")
         return path
-    path = scratch / "records" / file.crc32c / file.name
-    if not (path.exists() and _holds(path, file)):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        run.download(file.name, path)
-        if not _holds(path, file):
-            raise CorruptError(f"{run.uri}/{file.name}: expected {file.size} bytes with CRC-32C {file.crc32c}")
+    path = scratch / "records" / file.crc32c / file.name  # two runs' records may share the scratch folder
+    fetch_file(run, file, path)
     return path
-
-
-def _holds(path: Path, file: RecordFile) -> bool:
-    return path.stat().st_size == file.size and file_crc32c(path) == file.crc32c
 
 
 def decode_images(images: Any, size: int) -> Any:
