@@ -75,6 +75,7 @@ def test_a_plan_is_byte_identical_when_it_is_made_again(storage: Storage, config
     storage.delete(layout.PLAN_VIDEOS)
     make_plan(storage, config)
     assert {name: storage.read(name) for name in before} == before
+    assert before[layout.PLAN_VIDEOS][4:8] == bytes(4)  # gzip's time stamp (RFC 1952)
 
 
 def test_a_plan_that_is_there_is_kept_though_the_videos_change(storage: Storage, config: Config) -> None:

@@ -130,6 +130,18 @@ def test_faceforensics_masks_are_no_data_and_odd_names_are_counted() -> None:
     assert "FaceForensics++ mask videos ignored: 1" in found.lines
 
 
+def test_a_folder_named_fake_does_not_make_data_of_masks_and_odd_names() -> None:
+    found = find(
+        {
+            "real/a.mp4": 1,
+            "fake/manipulated_sequences/Deepfakes/masks/videos/000_003.mp4": 1,
+            "fake/manipulated_sequences/Deepfakes/c23/videos/odd.mp4": 1,
+        }
+    )
+    assert labels(found) == {"real/a.mp4": 0}
+    assert set(lost(found).values()) == {Outcome.UNLABELLED}
+
+
 def test_celebdf_is_joined_by_both_ids() -> None:
     real, other, fake, own = (
         "Celeb-real/id0_0001.mp4",
@@ -206,6 +218,12 @@ def test_a_group_of_two_manifests_is_one_group() -> None:
     assert together(found) == {frozenset({"0/v.mp4", "1/v.mp4"})}
 
 
+def test_a_video_of_two_groups_joins_them() -> None:
+    rows = "path,label,group\na.mp4,0,ann\nb.mp4,1,ann\nb.mp4,1,zoe\nc.mp4,0,zoe\nd.mp4,0,eve\n"
+    found = find({"manifest.csv": rows, **dict.fromkeys(["a.mp4", "b.mp4", "c.mp4", "d.mp4"], 1)})
+    assert together(found) == {frozenset({"a.mp4", "b.mp4", "c.mp4"})}
+
+
 def test_a_manifest_gives_splits() -> None:
     found = find({"manifest.csv": "path,label,split\na.mp4,0,train\nb.mp4,1,VAL\n", "a.mp4": 1, "b.mp4": 1})
     assert {path: video.split for path, video in by_path(found).items()} == {"a.mp4": "train", "b.mp4": "validation"}
@@ -232,7 +250,7 @@ def test_a_manifest_wins_over_every_layout_and_fills_its_gaps_from_below() -> No
     assert videos["real/a.mp4"].label == 1
     assert together(found) == {frozenset({"real/a.mp4", "fake/a.mp4"}), frozenset({"real/c.mp4", "fake/c__x.mp4"})}
     assert (videos["fake/b__x.mp4"].original, videos["fake/c__x.mp4"].original) == ("", videos["real/c.mp4"].key)
-    assert any(line.startswith("videos in more than one layout: 3, ") for line in found.lines)
+    assert any(line.startswith("described by more than one layout: 3, ") for line in found.lines)
 
 
 def test_a_fake_stays_with_an_original_that_a_manifest_has_grouped() -> None:

@@ -82,10 +82,8 @@ def find_videos(sizes: Mapping[str, int], read: Callable[[str], bytes], where: s
     listing = Listing(sizes, read)
     layers = [_merge(find(listing)) for find in (manifests, dfdc, ffpp, celebdf, folders)]
     claims: dict[str, Claim] = {}
-    overlaps = 0
     for layer in reversed(layers):  # the weakest first, so that the stronger one writes over it
         for path, claim in layer.items():
-            overlaps += path in claims
             claims[path] = _over(claim, claims.get(path))
     present = [claim for path, claim in sorted(claims.items()) if path in listing.sizes]
     if not present:
@@ -93,7 +91,7 @@ def find_videos(sizes: Mapping[str, int], read: Callable[[str], bytes], where: s
     keys = _keys(claims.values())
     lost = _lost(listing, claims, keys)
     lines = [_line(layout, layer, listing) for layout, layer in zip(LAYOUTS, layers, strict=True) if layer]
-    lines += _remarks(listing, claims, overlaps)
+    lines += _remarks(listing, claims, sum(map(len, layers)) - len(claims))
     return Found(sorted(_videos(present, keys, listing), key=lambda video: video.key), lost, lines)
 
 
@@ -189,7 +187,7 @@ def _line(layout: str, layer: Mapping[str, Claim], listing: Listing) -> str:
 
 def _remarks(listing: Listing, claims: Mapping[str, Claim], overlaps: int) -> Iterator[str]:
     if overlaps:
-        yield f"videos in more than one layout: {overlaps}, the first of {', '.join(LAYOUTS)} decides"
+        yield f"described by more than one layout: {overlaps}, the first of {', '.join(LAYOUTS)} decides"
     unlabelled = sum(path not in claims for path in listing.videos) - sum(path not in claims for path in listing.masks)
     if unlabelled:
         yield f"videos without a label: {unlabelled}"

@@ -190,7 +190,7 @@ def _path(value: object, file: str, where: str) -> str:
 
 def is_text(value: str) -> bool:
     """Encodable as UTF-8: JSON's escapes can spell half a surrogate pair."""
-    return not any("\ud800" <= character <= "\udfff" for character in value)
+    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _brief(value: object) -> str:

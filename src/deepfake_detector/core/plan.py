@@ -103,7 +103,7 @@ def split_groups(sizes: Mapping[str, tuple[int, int]], data: Data, where: str) -
     if len(sizes) < len(SPLITS):
         raise DataError(
             f"{where}: {len(sizes)} groups of source identity in {sum(map(sum, sizes.values()))} videos: "
-            f"expected at least {len(SPLITS)}, one for each of {', '.join(SPLITS)}"
+            f"expected at least {len(SPLITS)}, one for each of {', '.join(SPLITS)} (a manifest can name groups)"
         )
     totals = [sum(size[label] for size in sizes.values()) for label in (0, 1)]
     targets = {split: [share * total for total in totals] for split, share in _shares(data).items()}

@@ -96,7 +96,7 @@ def await_plan(run: Storage, config: Config, budget_seconds: float) -> PlanSumma
 def encode_videos(videos: Iterable[PlannedVideo]) -> bytes:
     """One JSON object per line, gzip-compressed without a time stamp: equal plans, equal bytes."""
     lines = b"".join(_VIDEO.dump_json(video) + b"\n" for video in videos)
-    return gzip.compress(lines, mtime=0)
+    return gzip.compress(lines, compresslevel=6, mtime=0)
 
 
 def decode_videos(data: bytes, where: str) -> list[PlannedVideo]:
