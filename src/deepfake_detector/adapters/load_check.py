@@ -9,9 +9,13 @@ import sys
 
 
 def main(folder: str, frames_file: str, out_file: str) -> None:
-    """frames: uint8 (n, T, S, S, 3); stored: float32 (n, 1) under saved_model, keras, probability and logit."""
     sys.modules["deepfake_detector"] = None  # type: ignore[assignment]  # any import of it raises ImportError
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    load(folder, frames_file, out_file)
+
+
+def load(folder: str, frames_file: str, out_file: str) -> None:
+    """frames: uint8 (n, T, S, S, 3); stored: float32 (n, 1) under saved_model, keras, probability and logit."""
     import numpy as np
     import tensorflow as tf
 

@@ -39,10 +39,16 @@ def write(model: keras.Model, slope: float, offset: float, folder: Path) -> None
     both = keras.Model(model.input, {"probability": probability, "logit": model.output}, name="served")
     frames = tf.TensorSpec(model.input.shape, tf.uint8, name="frames")
 
+    @tf.function(input_signature=[frames])
+    def detect(frames: tf.Tensor) -> tf.Tensor:
+        return detector(frames, training=False)
+
+    @tf.function(input_signature=[frames])
+    def serve(frames: tf.Tensor) -> dict[str, tf.Tensor]:
+        return both(frames, training=False)
+
     module = tf.Module()
-    module.model = detector
-    module.__call__ = tf.function(lambda frames: detector(frames, training=False), input_signature=[frames])
-    serve = tf.function(lambda frames: both(frames, training=False), input_signature=[frames])
+    module.model, module.__call__ = detector, detect
     tf.saved_model.save(module, str(folder), signatures={"serving_default": serve})
     archive = folder.with_name(folder.name + ".keras")
     detector.save(archive)
@@ -66,25 +72,18 @@ def check(
 
     frames: uint8 (n, T, S, S, 3), n >= 1; logits: float32 (n,), the checkpoint's. Probabilities of all three ways
     of loading must agree to 1e-6, and logits to 1e-6 times the larger of 1 and the logit (float32 has 24 bits).
-    The interpreter runs in `scratch` with -I, so neither PYTHONPATH nor the working directory can lend it this
-    project. Raises ExportError naming the largest difference, or the last line of what the interpreter said.
+    Raises ExportError naming the largest difference, or the last line of what the interpreter said.
     """
     frames_file, out_file = scratch / "check-frames.npy", scratch / "check-out.npz"
     np.save(frames_file, frames)
-    command = [sys.executable, "-I", load_check.__file__, str(folder), str(frames_file), str(out_file)]
-    finished = subprocess.run(
-        command, cwd=scratch, capture_output=True, text=True, errors="replace", timeout=CHECK_SECONDS, check=False
-    )
-    if finished.returncode < 0:
-        raise RuntimeError(f"{folder}: the interpreter that checks it died of signal {-finished.returncode}")
-    if finished.returncode:
-        last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
-        raise ExportError(f"{folder}: expected it to load in a fresh interpreter ({last})")
+    load_afresh(folder, frames_file, out_file)
     expected = logits.astype(np.float64)
     probability = sigmoid(slope * expected + offset)
     with np.load(out_file) as found:
         differences = {name: found[name][:, 0] - probability for name in ("saved_model", "keras", "probability")}
         differences["logit"] = (found["logit"][:, 0] - expected) / np.maximum(1.0, np.abs(expected))
+    frames_file.unlink()
+    out_file.unlink()
     largest = {name: float(np.abs(values).max()) for name, values in differences.items()}
     worst = max(largest, key=lambda name: (not np.isfinite(largest[name]), largest[name]))
     if not largest[worst] <= TOLERANCE:
@@ -92,6 +91,26 @@ def check(
             f"{folder}: {worst} differs from the checkpoint by {largest[worst]:.3g} on {len(frames)} sequences: "
             f"expected at most {TOLERANCE:g}"
         )
-    frames_file.unlink()
-    out_file.unlink()
     return largest[worst]
+
+
+def load_afresh(folder: Path, frames_file: Path, out_file: Path) -> None:
+    """`load_check.load` in a new interpreter that can't import this project; raises ExportError when it fails.
+
+    It runs beside the files, with -I: neither PYTHONPATH nor the working directory can lend it anything.
+    """
+    command = [sys.executable, "-I", load_check.__file__, str(folder), str(frames_file), str(out_file)]
+    finished = subprocess.run(
+        command,
+        cwd=out_file.parent,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=CHECK_SECONDS,
+        check=False,
+    )
+    if finished.returncode < 0:
+        raise RuntimeError(f"{folder}: the interpreter that checks it died of signal {-finished.returncode}")
+    if finished.returncode:
+        last = (finished.stderr.strip().splitlines() or ["no message"])[-1]
+        raise ExportError(f"{folder}: expected it to load in a fresh interpreter ({last})")

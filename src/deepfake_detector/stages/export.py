@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from deepfake_detector.adapters.machine import code_version
-from deepfake_detector.adapters.records import file_crc32c
-from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.adapters.storage import Storage, commit_file
 from deepfake_detector.core import layout
 from deepfake_detector.core.calibration import Calibration
 from deepfake_detector.core.config import Config, fingerprint, flat, require_same, stage_settings
@@ -57,7 +55,7 @@ def export(run: Storage, scratch: Path, records: Storage | None = None) -> Detec
     for note in calibration.notes:
         log.warning("%s", note)
     folder = scratch / "export" / "model"
-    files = _write(model, calibration, frames, folder)
+    _write(model, calibration, frames, folder)
     document = {
         "code_version": code_version(),
         "recipe": config.recipe,
@@ -70,8 +68,8 @@ def export(run: Storage, scratch: Path, records: Storage | None = None) -> Detec
     }
     for name, data in report_files(run, records, document, video_scores(test, calibration)):
         run.write(name, data)
-    for file in files:
-        run.upload(folder / file.name.removeprefix(layout.MODEL), file.name)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = [commit_file(run, path, layout.MODEL + path.relative_to(folder).as_posix()) for path in paths]
     manifest = _manifest(settings, config, trained, calibration, files)
     run.write(layout.DETECTOR, manifest.encode())
     return manifest
@@ -152,8 +150,8 @@ def _score(
     return scored["validation"], scored["test"], np.concatenate(checked)[:CHECKED]
 
 
-def _write(model: Any, calibration: Calibration, frames: NDArray[np.uint8], folder: Path) -> list[StoredFile]:
-    """Write the exported folder and check it in a fresh interpreter; its files, sorted by name."""
+def _write(model: Any, calibration: Calibration, frames: NDArray[np.uint8], folder: Path) -> None:
+    """Write the exported folder and check it in a fresh interpreter; raises ExportError."""
     from deepfake_detector.adapters import saved_model
 
     shutil.rmtree(folder, ignore_errors=True)
@@ -162,15 +160,6 @@ def _write(model: Any, calibration: Calibration, frames: NDArray[np.uint8], fold
     logits = saved_model.logits_function(model)(frames)
     difference = saved_model.check(folder, frames, logits, calibration.slope, calibration.offset, folder.parent)
     log.info("loaded back, the model differs from the checkpoint by %.2g on %d sequences", difference, len(frames))
-    paths: Sequence[Path] = sorted(path for path in folder.rglob("*") if path.is_file())
-    return [
-        StoredFile(
-            name=layout.MODEL + path.relative_to(folder).as_posix(),
-            size=path.stat().st_size,
-            crc32c=file_crc32c(path),
-        )
-        for path in paths
-    ]
 
 
 def _manifest(

@@ -117,8 +117,9 @@ def _caveats(document: Mapping[str, Any], summary: RecordsSummary | None) -> lis
     if smaller < 50:
         caveats.append(f"The smaller class of the test split has {smaller} videos: expect wide confidence intervals.")
     caveats.append(
-        f"Probabilities assume that {calibration['prior']:.0%} of the videos are fake; the threshold is the "
-        f"{calibration['threshold_from']}. Neither has seen the test split; the validation figures were fitted on."
+        f"Probabilities assume that {calibration['prior']:.0%} of the videos are fake. They are calibrated per face "
+        "track: a video's is its largest, which lies higher the more faces it shows. Threshold: "
+        f"{calibration['threshold_from']}. Calibration and threshold saw the validation split and never the test split."
     )
     return caveats
 

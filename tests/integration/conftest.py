@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.core.outcomes import Outcome, VideoOutcome
+from tests.integration.trained_run import make_trained_run, usual_videos
+
+LOST = (
+    VideoOutcome(key="set/real/faceless", label=0, split="test", outcome=Outcome.NO_FACE),
+    VideoOutcome(key="set/method0/broken", label=1, split="test", outcome=Outcome.DECODE_ERROR),
+    VideoOutcome(key="set/real/elsewhere", label=0, split="train", outcome=Outcome.NO_FACE),
+)
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """A run that was exported: 40 test videos, two of them lost. Not to be changed."""
+    from deepfake_detector.stages.export import export
+
+    folder = tmp_path_factory.mktemp("exported")
+    run, _ = make_trained_run(folder / "run", usual_videos(19), LOST)
+    export(run, folder / "scratch")
+    return run
+
+
+@pytest.fixture(scope="session")
+def model_folder(exported: Storage) -> Path:
+    return Path(exported.uri) / "model"
