@@ -66,7 +66,7 @@ def load(portrait: Portrait) -> tuple[np.ndarray, np.ndarray]:
     if digest != portrait.sha256:
         raise ConfigError(f"{path}: sha256 {digest}: expected {portrait.sha256} (the demo's portrait)")
     image = cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
-    hull = np.array(portrait.hull, np.float32)
+    hull: np.ndarray = np.array(portrait.hull, np.float32)
     low, high = hull.min(axis=0), hull.max(axis=0)
     scale = FACE_HEIGHT / float(high[1] - low[1])
     shift = CANVAS / 2 - scale * (low + high) / 2

@@ -10,7 +10,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +21,13 @@ import numpy as np
 from tqdm import tqdm
 
 from deepfake_detector.core.config import require_same
-from deepfake_detector.core.errors import ConfigError
+from deepfake_detector.core.errors import ConfigError, DataError
 from demo import clips
 
 MARKER = "synthesised.json"
 PARTS = 2
-_RECIPE_VERSION = 1  # raised when the same settings would give other clips
+_UNFINISHED = "unfinished.json"
+_VERSION = 1  # raised when the same settings would give other clips
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,33 +46,57 @@ class Settings:
 
 
 def synthesise(folder: Path, settings: Settings, processes: int = 0) -> bool:
-    """Make the set in `folder`; False when it is there already.
+    """Make the set in `folder`; False when it is there already. One that was interrupted is made anew.
 
-    processes: 0 takes one for each CPU; the bytes do not depend on it. The set is made beside its place and
-    moved there whole. Raises ConfigError when the folder holds a set of other settings, or anything else.
+    processes: 0 takes one for each CPU; the bytes do not depend on it. Raises ConfigError when the folder holds a
+    set of other settings, or anything that is not the demo's.
     """
-    marker = asdict(settings) | {"version": _RECIPE_VERSION}
+    check(folder, settings)
     if (folder / MARKER).is_file():
-        require_same(marker, json.loads((folder / MARKER).read_bytes()), str(folder))
         return False
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--videos {folder}: expected a folder that is new, empty, or the demo's own")
-    unfinished = folder.parent / f".{folder.name}.unfinished"
-    if unfinished.exists():
-        shutil.rmtree(unfinished)
+    unfinished = folder / _UNFINISHED  # says that what is beside it may be replaced, until it becomes the marker
+    folder.mkdir(parents=True, exist_ok=True)
+    unfinished.write_text(json.dumps(describe(settings), indent=1) + "\n")
     for part in range(PARTS):
-        _part(unfinished, part).mkdir(parents=True)
-    _write_clips(unfinished, settings, processes or len(os.sched_getaffinity(0)))
-    _write_broken(_part(unfinished, PARTS - 1), settings)
+        shutil.rmtree(_part(folder, part), ignore_errors=True)
+        _part(folder, part).mkdir()
+    _write_clips(folder, settings, processes or len(os.sched_getaffinity(0)))
+    _write_broken(_part(folder, PARTS - 1), settings)
     for part in range(PARTS):
-        (_part(unfinished, part) / "metadata.json").write_text(json.dumps(_metadata(part, settings), indent=1) + "\n")
-    (unfinished / MARKER).write_text(json.dumps(marker, indent=1) + "\n")
-    unfinished.replace(folder)
+        (_part(folder, part) / "metadata.json").write_text(json.dumps(_metadata(part, settings), indent=1) + "\n")
+    unfinished.replace(folder / MARKER)
     return True
+
+
+def check(folder: Path, settings: Settings) -> None:
+    """Raise ConfigError unless `folder` is free for this set, or holds it. Changes nothing."""
+    if (folder / MARKER).is_file():
+        require_same(describe(settings), json.loads((folder / MARKER).read_bytes()), str(folder))
+    elif folder.exists() and not folder.is_dir():
+        raise ConfigError(f"--videos {folder}: expected a folder")
+    elif folder.exists() and any(folder.iterdir()) and not (folder / _UNFINISHED).is_file():
+        raise ConfigError(f"--videos {folder}: expected a folder that is new, empty, or the demo's own")
+
+
+def describe(settings: Settings) -> dict[str, Any]:
+    """The content of the marker: equal descriptions, equal bytes of every file of the set."""
+    return {f"demo.{name}": value for name, value in asdict(settings).items()} | {"demo.version": _VERSION}
 
 
 def clip_name(group: int, fake: bool) -> str:
     return f"{group:04d}_{'fake' if fake else 'real'}.mp4"
+
+
+def held_out(folder: Path, test_paths: Collection[str]) -> tuple[Path, Path]:
+    """The real and the fake clip of the first group in the test split; raises DataError when there is none.
+
+    test_paths: the split's videos, relative to `folder`. Taken by number, so that no result decides.
+    """
+    reals = sorted(Path(path) for path in test_paths if path.endswith("_real.mp4"))
+    if not reals:
+        raise DataError(f"{folder}: no group in the test split: expected at least one of {len(test_paths)} videos")
+    real = min(reals, key=lambda path: path.name)
+    return folder / real, folder / real.with_name(real.name.replace("_real", "_fake"))
 
 
 def _part(folder: Path, part: int) -> Path:
