@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from deepfake_detector.core.config import Config
+from deepfake_detector.core.errors import ConfigError
+from deepfake_detector.training.augment import augment, clip_seed
+from deepfake_detector.training.model import BACKBONE, MOMENTUM, build, load_backbone_weights
+from tests.make_records import tiny
+
+
+VARIANTS = {
+    "compact-lstm": {},
+    "mobilenet-mean": {"model__backbone": "mobilenet_v3_small", "model__head": "mean"},
+    "seed-lstm": {"model__backbone": "seed", "model__dropout": 0.0},
+}
+LOAD = """
+import sys, numpy as np, tensorflow as tf, keras
+folder = sys.argv[1]
+clips = np.load(folder + "/clips.npy")
+for name in sys.argv[2:]:
+    expected = np.load(f"{folder}/{name}.npy")
+    loaded = keras.models.load_model(f"{folder}/{name}.keras")
+    np.testing.assert_allclose(loaded(clips), expected, atol=1e-6)
+served = tf.saved_model.load(f"{folder}/compact-lstm").signatures["serving_default"](tf.constant(clips))
+np.testing.assert_allclose(list(served.values())[0], np.load(f"{folder}/compact-lstm.npy"), atol=1e-6)
+assert not [name for name in sys.modules if name.startswith("deepfake_detector")]
+print("loaded", len(sys.argv) - 2)
+"""
+
+
+def clips_of(config: Config, count: int = 3) -> np.ndarray:
+    shape = (count, config.sampling.frames, config.faces.size, config.faces.size, 3)
+    return np.random.default_rng(1).integers(0, 256, shape, np.uint8)
+
+
+def test_saved_models_load_without_the_project(tmp_path: Path) -> None:
+    np.save(tmp_path / "clips.npy", clips_of(tiny()))
+    for name, changes in VARIANTS.items():
+        model = build(tiny(**changes))
+        logits = model(clips_of(tiny()))
+        assert (logits.shape, logits.dtype) == ((3, 1), tf.float32)
+        np.save(tmp_path / f"{name}.npy", logits)
+        model.save(tmp_path / f"{name}.keras")
+        if name == "compact-lstm":
+            model.export(tmp_path / name, verbose=False)
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", LOAD, str(tmp_path), *VARIANTS], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert result.stdout.strip() == "loaded 3", result.stderr
+
+
+def test_folding_time_into_the_batch_is_time_distributed() -> None:
+    config = tiny(sampling__frames=3)
+    model = build(config)
+    clip = keras.Input((3, 32, 32, 3), dtype="uint8")
+    features = keras.layers.TimeDistributed(model.get_layer(BACKBONE))(clip)
+    slow = keras.Model(clip, model.get_layer("logit")(model.get_layer("lstm")(features)))
+    np.testing.assert_allclose(slow(clips_of(config)), model(clips_of(config)), atol=1e-6)
+
+
+@pytest.mark.parametrize("backbone", ["compact", "mobilenet_v3_small"])
+def test_all_moving_statistics_are_synchronized(backbone: str) -> None:
+    network = build(tiny(model__backbone=backbone)).get_layer(BACKBONE)
+    norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    assert len(norms) >= 6
+    assert all(layer.synchronized and layer.momentum == MOMENTUM for layer in norms)
+
+
+def test_the_seed_baseline_is_the_original_architecture() -> None:
+    model = build(tiny(model__backbone="seed", model__dropout=0.0, model__lstm_units=16, faces__size=100))
+    network, lstm = model.get_layer(BACKBONE), model.get_layer("lstm")
+    assert network.output_shape == (None, 49 * 49 * 32)
+    assert (lstm.units, lstm.activation.__name__) == (16, "relu")
+    image = np.full((1, 100, 100, 3), 254.0)
+    np.testing.assert_allclose(network.layers[1](image), image / 127 - 1)
+
+
+def test_backbone_weights_are_loaded_or_refused(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(1)
+    trained = build(tiny())
+    path = tmp_path / "compact.weights.h5"
+    trained.get_layer(BACKBONE).save_weights(path)
+    keras.utils.set_random_seed(2)
+    fresh = build(tiny())
+    load_backbone_weights(fresh, path)
+    for ours, theirs in zip(fresh.get_layer(BACKBONE).weights, trained.get_layer(BACKBONE).weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+    with pytest.raises(ConfigError, match=r"sha256 [0-9a-f]{64}: expected 0{64}"):
+        load_backbone_weights(fresh, path, "0" * 64)
+    with pytest.raises(ConfigError, match=r"compact.weights.h5: .* has shape .*: expected"):
+        load_backbone_weights(build(tiny(model__backbone="seed")), path)
+    path.write_bytes(b"not HDF5")
+    with pytest.raises(ConfigError, match=r"expected a .weights.h5 file"):
+        load_backbone_weights(fresh, path)
+
+
+def augmented(clip: np.ndarray, seed: int, step: int, position: int) -> np.ndarray:
+    def one(image: object) -> object:
+        return augment(image, clip_seed(seed, tf.constant(step, tf.int64), tf.constant(position, tf.int64)))
+
+    eager = np.asarray(one(tf.constant(clip)))
+    (in_dataset,) = tf.data.Dataset.from_tensors(clip).map(one).as_numpy_iterator()
+    np.testing.assert_array_equal(eager, in_dataset)
+    return eager
+
+
+def test_augmentation_is_drawn_once_per_clip_and_keyed() -> None:
+    frame = np.random.default_rng(3).integers(0, 256, (1, 32, 32, 3), np.uint8)
+    clip = np.repeat(frame, 4, axis=0)
+    first = augmented(clip, 0, 5, 2)
+    assert (first.shape, first.dtype) == (clip.shape, np.uint8)
+    assert (first == first[:1]).all(), "frames of one clip were changed differently"
+    np.testing.assert_array_equal(first, augmented(clip, 0, 5, 2))
+    others = [augmented(clip, *key) for key in [(1, 5, 2), (0, 6, 2), (0, 5, 3)]]
+    assert all((first != other).any() for other in others)

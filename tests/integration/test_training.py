@@ -1,0 +1,300 @@
+"""Real training processes on synthetic records: exact resume, equal workers, refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.config import Config, fingerprint, stage_settings
+from deepfake_detector.core.errors import EXIT_PERMANENT, EXIT_TERMINATED, ConfigError, DataError
+from deepfake_detector.core.markers import EpochMetrics, RecordsSummary, TrainedMarker, decode
+from deepfake_detector.core.schedule import initial_state
+from deepfake_detector.core.topology import ALONE, Cluster
+from deepfake_detector.training import checkpoints
+from deepfake_detector.training.dataset import open_records, open_split
+from deepfake_detector.training.logs import read_metrics
+from deepfake_detector.training.worker import run_worker
+from tests.make_records import make_run, tiny
+
+ROOT = Path(__file__).parents[2]
+COUNTS = {"train": (12, 20), "validation": (3, 5)}
+TIMES = {"seconds", "sequences_per_second", "input_wait_fraction"}
+LIMIT_SECONDS = 240.0
+
+
+def start(folder: Path, *command: str, rank: int = 0, **environment: str) -> subprocess.Popen[str]:
+    scratch = folder.parent / f"scratch-{folder.name}-{rank}"
+    variables = os.environ | {"RUN": str(folder), "SCRATCH": str(scratch)} | environment
+    return subprocess.Popen(
+        [sys.executable, *(command or ("-m", "jobs.train_worker"))],
+        cwd=ROOT,
+        env=variables,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    _, errors = process.communicate(timeout=LIMIT_SECONDS)
+    return process.returncode, errors
+
+
+def wait_for(process: subprocess.Popen[str], path: Path) -> None:
+    limit = time.monotonic() + LIMIT_SECONDS
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < limit, f"{path} did not come"
+        time.sleep(0.002)
+
+
+def addresses(count: int) -> tuple[str, ...]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return tuple(f"127.0.0.1:{port}" for port in ports)
+
+
+def trained(folder: Path) -> TrainedMarker:
+    return decode(TrainedMarker, (folder / layout.TRAINED).read_bytes(), "the test")
+
+
+def lasting(folder: Path) -> list[dict[str, Any]]:
+    """The metrics that do not depend on the clock."""
+    return [epoch.model_dump(exclude=TIMES) for epoch in read_metrics(open_storage(str(folder)))]
+
+
+def tensorboard_steps(folder: Path) -> list[int]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder / layout.TENSORBOARD))
+    events.Reload()
+    return [event.step for event in events.Scalars("train_loss")]
+
+
+def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """SIGKILL in mid-epoch, then SIGTERM, against an undisturbed run; dropout and augmentation are on."""
+    config = tiny(train__epochs=4, train__steps_per_epoch=9, operations__checkpoint_steps=4)
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    for folder in (whole, broken):
+        make_run(folder, config, COUNTS)
+    status, errors = end(start(whole))
+    assert status == 0, errors
+
+    process = start(broken)
+    wait_for(process, broken / layout.checkpoint_marker(4))
+    process.kill()
+    process.communicate()
+    lost = EpochMetrics.model_validate(lasting(whole)[3] | dict.fromkeys(TIMES, 1.0))
+    before = (broken / layout.METRICS).read_bytes() if (broken / layout.METRICS).exists() else b""
+    (broken / layout.METRICS).parent.mkdir(parents=True, exist_ok=True)
+    (broken / layout.METRICS).write_bytes(before + (lost.model_dump_json() + "\n").encode())
+    process = start(broken)
+    wait_for(process, broken / layout.checkpoint_marker(16))
+    process.terminate()
+    assert end(process)[0] == EXIT_TERMINATED
+    assert not (broken / layout.TRAINED).exists()
+    status, errors = end(start(broken))
+    assert status == 0, errors
+    assert "resumed at step" in errors
+
+    assert trained(broken).weights_sha256 == trained(whole).weights_sha256
+    assert lasting(broken) == lasting(whole)
+    assert tensorboard_steps(broken) == tensorboard_steps(whole) == [9, 18, 27, 36]
+    assert (broken / layout.CHARTS).read_bytes().startswith(b"\x89PNG")
+    kept = [entry.name for entry in open_storage(str(broken)).list(layout.CHECKPOINTS)]
+    best = trained(whole).best_step
+    assert sum(map(layout.is_checkpoint_marker, kept)) == 2 + (best not in (32, 36))
+    assert layout.checkpoint_marker(best) in kept
+
+
+def test_two_workers_train_as_one(tmp_path: Path) -> None:
+    """20 steps of 1 x 8 and 2 x 4, each an epoch, so that metrics.jsonl has the loss of every step."""
+    changes = {"train__epochs": 20, "train__steps_per_epoch": 1, "model__dropout": 0.0, "train__schedule": "constant"}
+    changes |= {"faces__size": 64, "sampling__frames": 4}
+    one, two = tmp_path / "one", tmp_path / "two"
+    make_run(one, tiny(**changes), COUNTS)
+    make_run(two, tiny(**changes, train__workers=2), COUNTS)
+    peers = addresses(2)
+    processes = [start(one, "-m", "tests.integration.training_worker", str(one), str(tmp_path / "s"), str(one / "out"))]
+    assert end(processes[0])[0] == 0
+    processes = [
+        start(
+            two,
+            "-m",
+            "tests.integration.training_worker",
+            str(two),
+            str(tmp_path / f"s{rank}"),
+            str(two / f"out{rank}"),
+            TF_CONFIG=Cluster(rank, peers).tf_config(),
+        )
+        for rank in (0, 1)
+    ]
+    ends = [end(process) for process in processes]
+    assert [status for status, _ in ends] == [0, 0], ends
+
+    digests = [json.loads((two / f"out{rank}").read_text()) for rank in (0, 1)]
+    assert digests[0] == digests[1], "weights or moving statistics differ between the workers"
+    assert len(set(digests[0])) == 20
+    for name in ("train_loss", "validation_loss"):
+        ours, theirs = ([epoch[name] for epoch in lasting(folder)] for folder in (one, two))
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+    assert trained(two).machines == trained(one).machines * 2
+
+
+def test_a_loss_that_is_not_finite_names_its_step(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", tiny(train__learning_rate=1e30, train__optimizer="sgd"), {"train": (4, 4)})
+    status, errors = end(start(tmp_path / "run"))
+    assert status == EXIT_PERMANENT
+    assert "expected a finite number (train.learning_rate=1e+30" in errors.splitlines()[-1]
+
+
+def test_a_peer_that_never_comes_ends_the_worker(tmp_path: Path) -> None:
+    config = tiny(train__workers=2, operations__startup_seconds=3)
+    make_run(tmp_path / "run", config, {"train": (4, 4)})
+    status, errors = end(start(tmp_path / "run", TF_CONFIG=Cluster(0, addresses(2)).tf_config()))
+    assert status == 1
+    assert "Timeout" in errors
+    assert "make_strategy" in errors
+
+
+@pytest.fixture
+def small_run(tmp_path: Path) -> Path:
+    make_run(tmp_path / "run", tiny(), COUNTS)
+    return tmp_path / "run"
+
+
+def test_finished_training_does_nothing_without_tensorflow(small_run: Path) -> None:
+    config = tiny()
+    settings = stage_settings(config, "train")
+    marker = TrainedMarker(
+        settings=settings,
+        fingerprint=fingerprint(settings),
+        code_version="test",
+        step=1,
+        epochs=1,
+        best_step=1,
+        best_loss=None,
+        stopped="",
+        records=str(small_run),
+        records_fingerprint="",
+        weights_sha256="",
+        machines=[],
+    )
+    (small_run / layout.CHECKPOINTS).mkdir()
+    (small_run / layout.TRAINED).write_bytes(marker.encode())
+    code = "import sys; from jobs.train_worker import main; assert main() == 0; assert 'tensorflow' not in sys.modules"
+    status, errors = end(start(small_run, "-c", code))
+    assert status == 0, errors
+    with pytest.raises(ConfigError, match=r"train.epochs=9: expected 2, .*trained.json"):
+        run_worker(str(small_run), tiny(train__epochs=9), ALONE, small_run, str(small_run))
+
+
+@pytest.mark.parametrize(
+    ("changes", "cluster", "message"),
+    [
+        pytest.param({"faces__size": 64}, ALONE, "faces.size=64: expected 32", id="crops of another size"),
+        pytest.param({}, Cluster(0, ("a:1", "b:1")), "train.workers=1: expected 2", id="another number of workers"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(
+    small_run: Path, changes: dict[str, Any], cluster: Cluster, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run_worker(str(small_run), tiny(**changes), cluster, small_run, str(small_run))
+
+
+def test_too_many_lost_videos_are_refused(small_run: Path) -> None:
+    run = open_storage(str(small_run))
+    summary = decode(RecordsSummary, run.read(layout.RECORDS_SUMMARY), "the test")
+    failed = summary.model_copy(update={"verdict": "fail", "lost_fraction": 0.4})
+    run.write(layout.RECORDS_SUMMARY, failed.encode())
+    with pytest.raises(DataError, match=r"40.0% of 40 videos lost: expected at most limits.max_lost_fraction=0.2"):
+        run_worker(run.uri, tiny(), ALONE, small_run, run.uri)
+
+
+def copy_run(source: Path, target: Storage) -> None:
+    for path in sorted(source.rglob("*")):
+        if path.is_file():
+            target.write(path.relative_to(source).as_posix(), path.read_bytes())
+
+
+def test_records_are_read_by_position(small_run: Path, storage: Storage, tmp_path: Path) -> None:
+    copy_run(small_run, storage)
+    split = open_split(storage, "train", tmp_path / "scratch")
+    try:
+        assert len(split) == 32
+        assert split.labels.sum() == 20
+        samples = [entry.sample for entry in split.entries]
+        assert all(samples[index].encode() in split.read(index) for index in (31, 0, 17))
+    finally:
+        split.close()
+    assert open_records(storage).fingerprint == open_records(open_storage(str(small_run))).fingerprint
+    open_split(storage, "train", tmp_path / "scratch").close()  # staged already
+    empty = open_split(storage, "test", tmp_path / "scratch")
+    assert len(empty) == 0
+
+
+@pytest.fixture
+def tiny_model() -> tuple[Any, Any]:
+    import keras
+
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    optimizer = keras.optimizers.Adam()
+    optimizer.build(model.trainable_variables)
+    return model, optimizer
+
+
+def saved(
+    storage: Storage, scratch: Path, config: Config, model: Any, optimizer: Any, steps: list[int], best: int
+) -> dict[str, Any]:
+    settings = stage_settings(config, "train")
+    writer = checkpoints.Checkpoints(storage, scratch, settings, "test", ["machine"], keep=2)
+    for step in steps:
+        model.set_weights([np.full((2, 1), step, np.float32), np.zeros(1, np.float32)])
+        state = initial_state("records", 1).model_copy(update={"step": step, "best_step": min(best, step)})
+        writer.save(model, optimizer, state)
+    return settings
+
+
+def test_the_newest_whole_checkpoint_is_restored(storage: Storage, tmp_path: Path, tiny_model: tuple[Any, Any]) -> None:
+    model, optimizer = tiny_model
+    storage.write(layout.checkpoint(4) + "checkpoint.index", b"a crash before the marker")
+    settings = saved(storage, tmp_path, tiny(), model, optimizer, [5, 10, 15, 20], best=5)
+    names = [entry.name for entry in storage.list(layout.CHECKPOINTS)]
+    assert [name for name in names if layout.is_checkpoint_marker(name)] == [
+        layout.checkpoint_marker(step) for step in (5, 15, 20)
+    ]
+    assert {name.split("/")[1] for name in names if name.count("/") == 2} == {"00000005", "00000015", "00000020"}
+
+    damaged = next(name for name in names if name.startswith(layout.checkpoint(20)) and "data" in name)
+    storage.write(damaged, storage.read(damaged)[:-1] + b"?")
+    marker = checkpoints.newest(storage, tmp_path, settings)
+    assert marker is not None
+    assert marker.step == marker.state.step == 15
+    checkpoints.restore(checkpoints.fetch(storage, marker, tmp_path), model, optimizer)
+    assert model.get_weights()[0][0, 0] == 15
+    checkpoints.restore_weights(storage, 5, model, tmp_path)
+    assert model.get_weights()[0][0, 0] == 5
+    with pytest.raises(ConfigError, match=r"train.seed=3: expected 0, with which .*/checkpoints/00000020.json"):
+        checkpoints.newest(storage, tmp_path, stage_settings(tiny(train__seed=3), "train"))
+
+
+def test_weights_sha256_sees_one_bit(tiny_model: tuple[Any, Any]) -> None:
+    model, _ = tiny_model
+    before = checkpoints.weights_sha256(model)
+    kernel, bias = model.get_weights()
+    model.set_weights([np.nextafter(kernel, np.float32(9)), bias])
+    assert checkpoints.weights_sha256(model) != before
