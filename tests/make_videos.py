@@ -1,4 +1,4 @@
-"""Makes the video files that tests need, good and bad. Faces come from public-domain portraits in installed packages."""
+"""The video files that tests need, good and bad. Faces are public-domain portraits from installed packages."""
 
 from __future__ import annotations
 
