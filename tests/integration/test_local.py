@@ -16,6 +16,7 @@ from deepfake_detector.core import layout
 from deepfake_detector.local import processes
 from deepfake_detector.local.launch import RETRIES
 from deepfake_detector.local.processes import checkout, free_blocks
+from deepfake_detector.stages.prepare import prepare_run
 from deepfake_detector.stages.runs import save_config
 from tests.integration.director import PATIENCE, ROOT, FakeWorker, Stage
 from tests.make_records import make_run, tiny
@@ -124,12 +125,11 @@ def test_permanent_error_of_a_job_is_the_commands_own(local: Local) -> None:
     assert (status, errors) == (78, "error: --videos x: no video found\n")
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_killed_supervisor_is_started_again(local: Local, victim: int) -> None:
+def test_killed_supervisor_is_started_again(local: Local) -> None:
     make_run(local.folder / "run", tiny(train__workers=2), COUNTS)
     local.launch()
     first = local.cast(2)
-    os.kill(first[victim].parent, signal.SIGKILL)
+    os.kill(first[0].parent, signal.SIGKILL)
     for child in first:
         child.wait_gone()
     second = local.cast(2)
@@ -137,14 +137,13 @@ def test_killed_supervisor_is_started_again(local: Local, victim: int) -> None:
     local.trained(second)
     status, output, _ = local.result()
     assert status == 0
-    assert f"train {victim}: killed by signal 9 (SIGKILL); starting it again" in output
+    assert "train 0: killed by signal 9 (SIGKILL); starting it again" in output
 
 
 @pytest.mark.parametrize(
     ("number", "status", "said"),
     [
         pytest.param(signal.SIGTERM, 143, "the same command again goes on from here", id="SIGTERM"),
-        pytest.param(signal.SIGHUP, 143, "the same command again goes on from here", id="closed terminal"),
         pytest.param(signal.SIGINT, -signal.SIGINT, "KeyboardInterrupt", id="Ctrl-C, which the command line words"),
         pytest.param(signal.SIGKILL, -signal.SIGKILL, "", id="SIGKILL"),
     ],
@@ -168,6 +167,15 @@ def test_unfinished_records_of_another_run_are_refused(local: Local) -> None:
     status, _, errors = local.result()
     assert status == 78
     assert errors.endswith("records/summary.json: not found, expected finished records (--records)\n")
+
+
+@pytest.mark.parametrize("shards", [1, 1000])
+def test_shards_that_run_together_share_the_cpus(tmp_path: Path, shards: int) -> None:
+    (tmp_path / "videos").mkdir()
+    _, config = prepare_run(
+        str(tmp_path / "run"), recipe="demo", assignments=[f"data.shards={shards}"], videos=str(tmp_path / "videos")
+    )
+    assert config.operations.decoders == (cpu_limit() if shards == 1 else 1)
 
 
 def test_free_blocks_do_not_overlap() -> None:

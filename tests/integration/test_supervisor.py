@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from deepfake_detector.core import layout
+from jobs.train import main
 from tests.integration.director import FakeWorker, Stage
 
 KILLED = "killed by signal 9 (SIGKILL)"
@@ -197,12 +198,13 @@ def test_sigterm_is_obeyed_at_once(stage: Stage) -> None:
         pytest.param({"PEERS": "127.0.0.1:1"}, "worker 0 of 1 peers: expected train.workers=2", id="too few peers"),
         pytest.param({"PEERS": "127.0.0.1"}, "PEERS: '127.0.0.1': expected host:port", id="no port"),
         pytest.param({"JOB_COMPLETION_INDEX": "x"}, "JOB_COMPLETION_INDEX='x': expected a number", id="no index"),
+        pytest.param({"JOB_COMPLETION_INDEX": "2"}, "worker 2 of 2 peers: expected", id="index above the workers"),
         pytest.param({"RUN": ""}, "RUN: not set", id="no run"),
         pytest.param({"RUN": "ftp://x"}, "'ftp://x': expected a folder or gs://", id="no such storage"),
     ],
 )
-def test_bad_environment_is_refused(stage: Stage, environment: dict[str, str], message: str) -> None:
-    stage.start(0, **environment)
-    status, line = stage.end(0)
-    assert status == 78
-    assert line.startswith(f"error: {message}")
+def test_bad_environment_is_refused(
+    stage: Stage, capsys: pytest.CaptureFixture[str], environment: dict[str, str], message: str
+) -> None:
+    assert main({**stage.environment(0), **environment}) == 78
+    assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")

@@ -33,7 +33,7 @@ def prepare_run(
         config = inherit_records(config, given, open_storage(records))
     else:
         config = override(config, {"data.videos": open_storage(videos).uri}, "--videos")
-    config = _settle_threads(config, run)
+    config = _share_decoders(_settle_threads(config, run))
     save_config(
         run, config, {"recipe": recipe, "set": list(assignments), "videos": videos, "records": records}, records
     )
@@ -50,3 +50,10 @@ def _settle_threads(config: Config, run: Storage) -> Config:
     recorded = load_config(run).train.threads if has_config(run) else 0
     threads = recorded or max(1, cpu_limit() // config.train.workers)
     return override(config, {"train.threads": threads}, "this machine's CPUs")
+
+
+def _share_decoders(config: Config) -> Config:
+    """Decoding processes of one shard, settled anew each time: as many shards as CPUs are worked on together."""
+    if config.operations.decoders:
+        return config
+    return override(config, {"operations.decoders": max(1, cpu_limit() // config.data.shards)}, "this machine's CPUs")

@@ -19,7 +19,7 @@ from deepfake_detector.supervisor.keeper import Peer
 log = logging.getLogger(__name__)
 CONNECT_SECONDS = 5.0  # an address that nobody has answers nothing at all
 BACK_OFF_SECONDS = (0.05, 1.0)  # first and longest pause between two tries
-WIND_DOWN_SECONDS = 10.0  # for a child to close its logs once training is complete
+WIND_DOWN_SECONDS = 2.0  # for a child to end by itself once training is complete, and for the last log
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,10 @@ class Member:
         Raises WaitError when no rendezvous answered for `patience` seconds, and StorageError.
         """
         clock = asyncio.get_running_loop().time
-        keeper = self._place.peers[0]
+        place = self._place
+        keeper = place.peers[0]
+        if place.index == 0:  # its own name may not resolve yet
+            keeper = Peer(place.host, keeper.port)
         self._heard = clock()
         pause = BACK_OFF_SECONDS[0]
         while not await asyncio.to_thread(self._run.exists, layout.TRAINED):

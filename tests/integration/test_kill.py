@@ -1,0 +1,179 @@
+"""kill -9 of every process that training has, one after the other: nothing that comes out is different."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.markers import DetectorManifest, TrainedMarker, decode
+from deepfake_detector.supervisor.attempts import Attempt
+from tests.integration.director import ROOT, free_port
+from tests.make_records import make_run, tiny
+
+STEPS = 40  # of the run, each with a checkpoint
+PATIENCE = 300.0  # seconds for the next checkpoint, a start of TensorFlow included
+COUNTS = {"train": (16, 16), "validation": (8, 8), "test": (8, 8)}
+VICTIMS = ("child 1", "child 0", "supervisor 1", "supervisor 0")
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds a supervisor's child in /proc")
+
+
+@dataclass
+class Kill:
+    """What was killed, at which step, and the seconds until the attempt was closed and a new step was done."""
+
+    victim: str
+    step: int
+    noticed: float
+    recovered: float
+
+
+class Training:
+    """Two supervisors of one run, as two pods would have them."""
+
+    def __init__(self, folder: Path) -> None:
+        epochs = 2
+        config = tiny(
+            train__workers=2,
+            train__epochs=epochs,
+            train__steps_per_epoch=STEPS // epochs,
+            operations__checkpoint_steps=1,
+            operations__keep_checkpoints=3,
+        )
+        self.folder = folder
+        self.run: Storage = open_storage(make_run(folder / "run", config, COUNTS))
+        self.peers = ",".join(f"127.0.0.1:{free_port()}" for _ in range(2))
+        self.ports = [23_000 + 16 * (os.getpid() % 500) + 8 * index for index in range(2)]
+        self.supervisors: dict[int, subprocess.Popen[bytes]] = {}
+
+    def start(self, index: int) -> None:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "RUN": self.run.uri,
+            "JOB_COMPLETION_INDEX": str(index),
+            "PEERS": self.peers,
+            "TF_BASE_PORT": str(self.ports[index]),
+            "SCRATCH": str(self.folder / f"scratch-{index}"),
+        }
+        with (self.folder / f"supervisor-{index}.log").open("ab") as log:
+            self.supervisors[index] = subprocess.Popen(
+                [sys.executable, "-m", "jobs.train"], env=environment, stdout=log, stderr=log
+            )
+
+    def newest_step(self) -> int:
+        names = [entry.name for entry in self.run.list(layout.CHECKPOINTS)]
+        steps = [re.fullmatch(r"checkpoints/(\d{8})\.json", name) for name in names]
+        return max((int(match[1]) for match in steps if match), default=0)
+
+    def wait_for_step(self, step: int) -> int:
+        """The newest committed step, once it is `step` or later."""
+        deadline = time.monotonic() + PATIENCE
+        while (newest := self.newest_step()) < step:
+            assert time.monotonic() < deadline, f"step {step} did not come: {self.said()}"
+            time.sleep(0.05)
+        return newest
+
+    def kill(self, victim: str) -> Kill:
+        kind, index = victim.split()
+        supervisor = self.supervisors[int(index)]
+        step = self.newest_step()
+        before = time.time()
+        os.kill(child_of(supervisor.pid) if kind == "child" else supervisor.pid, signal.SIGKILL)
+        if kind == "supervisor":
+            supervisor.wait()
+            self.start(int(index))
+        reached = self.newest_step()  # a checkpoint may have been committed since
+        self.wait_for_step(reached + 1)
+        ended = [attempt.ended for attempt in self.attempts() if attempt.ended and attempt.ended >= before]
+        return Kill(victim, step, noticed=ended[0] - before, recovered=time.time() - before)
+
+    def attempts(self) -> list[Attempt]:
+        names = [entry.name for entry in self.run.list("logs/attempts/")]
+        return [decode(Attempt, self.run.read(name), name) for name in names]
+
+    def said(self) -> str:
+        return "\n".join(path.read_text() for path in sorted(self.folder.glob("*.log")))
+
+    def finish(self) -> None:
+        for supervisor in self.supervisors.values():
+            assert supervisor.wait(PATIENCE) == 0, self.said()
+
+    def outcome(self) -> dict[str, object]:
+        """All that must not depend on what happened on the way."""
+        trained = decode(TrainedMarker, self.run.read(layout.TRAINED), layout.TRAINED)
+        detector = decode(DetectorManifest, self.run.read(layout.DETECTOR), layout.DETECTOR)
+        return {
+            "weights": trained.weights_sha256,
+            "best": (trained.best_step, trained.best_loss),
+            "calibration": (detector.slope, detector.offset, detector.threshold),
+            "metrics": self.run.read(layout.REPORT_METRICS),
+        }
+
+
+@contextmanager
+def training(folder: Path) -> Iterator[Training]:
+    folder.mkdir()
+    cast = Training(folder)
+    try:
+        for index in (0, 1):
+            cast.start(index)
+        yield cast
+    finally:
+        for supervisor in cast.supervisors.values():
+            supervisor.kill()
+            supervisor.wait()
+
+
+def child_of(parent: int) -> int:
+    """The process that a supervisor has started."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == parent and fields[0] != "Z":
+            return int(stat.parent.name)
+    raise AssertionError(f"process {parent} has no child")
+
+
+@pytest.mark.timeout(1200)  # seven starts of two TensorFlow processes; 90 s on two idle cores
+def test_kill_of_any_process_changes_nothing(tmp_path: Path) -> None:
+    with training(tmp_path / "undisturbed") as cast:
+        cast.finish()
+        expected = cast.outcome()
+
+    draw = random.Random(0)
+    window = STEPS // (len(VICTIMS) + 1)
+    with training(tmp_path / "disturbed") as cast:
+        kills = []
+        for number, victim in enumerate(VICTIMS):
+            cast.wait_for_step(number * window + draw.randint(2, window))
+            kills.append(cast.kill(victim))
+            print(kills[-1])
+        cast.finish()
+        reasons = [attempt.reason for attempt in cast.attempts()]
+        assert cast.outcome() == expected
+
+    assert all(kill.step < STEPS for kill in kills)
+    assert reasons == [
+        "worker 1: killed by signal 9 (SIGKILL)",
+        "worker 0: killed by signal 9 (SIGKILL)",
+        "worker 1: its supervisor at 127.0.0.1 is gone",
+        "the supervisor that kept the rendezvous is gone",
+        "training is complete",
+        "the model is exported",
+    ]

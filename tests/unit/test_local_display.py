@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.markers import EpochMetrics, RecordsSummary
+from deepfake_detector.local.display import TrainDisplay, describe_records
+from deepfake_detector.supervisor.attempts import AttemptWorker, History
+
+WORKERS = [AttemptWorker(index=0, rank=0, address="127.0.0.1:2223")]
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Storage:
+    return open_storage(str(tmp_path))
+
+
+def write_epochs(run: Storage, *numbers: int) -> None:
+    lines = [
+        EpochMetrics(
+            epoch=number,
+            step=10 * number,
+            seconds=1.5,
+            learning_rate=0.001,
+            train_loss=0.5,
+            train_accuracy=0.75,
+            validation_loss=None,
+            validation_accuracy=None,
+            validation_auc=None if number == 1 else 0.9,
+            sequences_per_second=10.0,
+            input_wait_fraction=0.0,
+        ).model_dump_json()
+        for number in numbers
+    ]
+    run.write(layout.METRICS, "".join(line + "\n" for line in lines).encode())
+
+
+def test_each_epoch_and_each_lost_attempt_is_told_once(run: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    history = History(run)
+    with TrainDisplay(run) as display:
+        history.open(1, "train", WORKERS)
+        write_epochs(run, 1, 2)
+        display.last_words()
+        history.close("worker 0: killed by signal 9 (SIGKILL)")
+        display.last_words()
+        display.last_words()
+    assert capsys.readouterr().out.splitlines() == [
+        "  epoch   1: loss 0.5000, accuracy 0.750, validation AUC -, 1.5 s",
+        "  epoch   2: loss 0.5000, accuracy 0.750, validation AUC 0.9000, 1.5 s",
+        "  attempt 1 ended: worker 0: killed by signal 9 (SIGKILL)",
+    ]
+
+
+def test_epochs_of_an_earlier_command_are_not_told_but_those_cut_back_are(
+    run: Storage, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_epochs(run, 1, 2)
+    with TrainDisplay(run) as display:
+        write_epochs(run, 1)
+        display.last_words()
+        write_epochs(run, 1, 2)
+        display.last_words()
+    assert [line[:11] for line in capsys.readouterr().out.splitlines()] == ["  epoch   2"]
+
+
+def test_records_are_described_with_every_loss_by_reason() -> None:
+    summary = RecordsSummary(
+        settings={},
+        fingerprint="",
+        code_version="",
+        shards=2,
+        videos=10,
+        lost_fraction=0.3,
+        outcomes={"ok": {"real": 3, "fake": 4}, "no_face": {"real": 2, "fake": 0}, "unlabelled": {"unknown": 1}},
+        sequences={"train": {"real": 3, "fake": 3}, "test": {"real": 0, "fake": 1}},
+        frames_sampled=1,
+        frames_detected=1,
+        frames_filled=0,
+        verdict="fail",
+        metadata_auc=None,
+        warnings=["3 of 10 lost"],
+    )
+    assert describe_records(summary) == [
+        "  7 of 10 videos in 2 shards; sequences: 6 train, 1 test",
+        "  lost: no_face 2 real",
+        "  lost: unlabelled 1 unknown",
+        "  warning: 3 of 10 lost",
+    ]
