@@ -177,7 +177,9 @@ class _Camera:
 def write(path: Path, frames: Iterator[np.ndarray], fps: int, quality: int) -> None:
     """Compress RGB frames of one size to H.264 in MP4; equal frames give equal bytes."""
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": str(quality), "preset": "veryfast"})
+        # mbtree=0: x264's macroblock tree compresses a process's first clip otherwise than a later one.
+        options = {"crf": str(quality), "preset": "veryfast", "x264-params": "mbtree=0"}
+        stream = container.add_stream("libx264", rate=fps, options=options)
         stream.pix_fmt = "yuv420p"
         stream.thread_count = 1  # x264's bits depend on its threads
         for index, image in enumerate(frames):
