@@ -50,6 +50,7 @@ def _preprocess(uri: str, index: int, scratch: Path) -> None:
     if index == 0:
         make_plan(run, config)
     else:
+        logging.info("waiting for the plan of index 0")
         await_plan(run, config, config.operations.plan_wait_seconds)
     with tqdm(desc=f"preprocess {index}", unit="video", disable=not sys.stderr.isatty()) as bar:
 

@@ -22,15 +22,15 @@ from types import TracebackType
 from typing import Self
 
 from deepfake_detector.core.config import Config
-from deepfake_detector.core.errors import DetectorError, WaitError
+from deepfake_detector.core.errors import ConfigError, DetectorError, WaitError
 from deepfake_detector.core.extraction import Extraction
 from deepfake_detector.core.outcomes import Outcome
 
 Extract = Callable[[Path, Config], Extraction]
 
-TRIES = 2  # a crash may be the machine's doing once, but not twice
 AHEAD = 4  # results kept per slot while a slow video holds up the order: bounds memory and scratch space
 STARTUP_SECONDS = 120.0
+WORKING_MB = 128  # address space for the frames of a small video
 PR_SET_PDEATHSIG = 1
 
 log = logging.getLogger(__name__)
@@ -187,8 +187,7 @@ def _receive(slot: _Slot) -> Extraction | str | None:
         was_ready, end = slot.ready, slot.wait_for_end()
         if not was_ready:
             raise WaitError(
-                f"decoding process: {end} before it was ready: expected it to start "
-                "(its error is above; operations.video_memory_mb may be too small)"
+                f"decoding process: {end} before it was ready: expected it to start (its error is above)"
             ) from None
         return end
     if message is None:
@@ -245,8 +244,15 @@ def _die_with(parent: int) -> None:
 
 
 def _limit_memory(megabytes: int) -> None:
-    """Cap the address space, so that a hostile video meets MemoryError and not the pod's OOM killer."""
-    if sys.platform == "linux":  # macOS refuses RLIMIT_AS
-        _, hard = resource.getrlimit(resource.RLIMIT_AS)
-        limit = megabytes * 2**20
-        resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    """Cap the address space, so that a hostile video meets MemoryError and not the pod's OOM killer.
+
+    Called when the libraries are loaded; raises ConfigError when they leave less than WORKING_MB of the cap.
+    """
+    if sys.platform != "linux":  # macOS refuses RLIMIT_AS
+        return
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() // 2**20
+    if megabytes < taken + WORKING_MB:
+        raise ConfigError(f"operations.video_memory_mb={megabytes}: expected at least {taken + WORKING_MB}")
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    limit = megabytes * 2**20
+    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

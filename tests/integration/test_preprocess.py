@@ -1,0 +1,369 @@
+"""A shard end to end: decoding processes that die, hang or eat memory, and what the run's folder holds afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from deepfake_detector.adapters.records import decode as decode_record
+from deepfake_detector.adapters.records import read_record, scan
+from deepfake_detector.adapters.storage import Storage, crc32c_of, open_storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.config import Config, override
+from deepfake_detector.core.errors import ConfigError, DataError, WaitError
+from deepfake_detector.core.extraction import Extraction
+from deepfake_detector.core.markers import ShardReport, decode
+from deepfake_detector.core.outcomes import Outcome, VideoOutcome
+from deepfake_detector.core.recipes import resolve
+from deepfake_detector.stages.decoders import Decoders
+from deepfake_detector.stages.plan import make_plan
+from deepfake_detector.stages.preprocess import preprocess_shard
+from deepfake_detector.stages.runs import save_config
+from deepfake_detector.stages.summary import metadata_auc, require_records
+from tests.make_videos import scene, talking_head, write_video
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def act(path: Path, config: Config) -> Extraction:
+    """A decoder that does what the path says; it runs in a real decoding process."""
+    what = path.name.partition("-")[0]
+    if what == "abort":
+        os.abort()
+    if what == "once":
+        marker = path.with_name("tried")
+        if not marker.exists():
+            marker.touch()
+            os.abort()
+    if what == "hang":
+        signal.pause()
+    if what == "memory":
+        bytearray(8 << 30)
+    if what == "bug":
+        raise ZeroDivisionError("a bug")
+    if what == "settings":
+        raise ConfigError("weights: expected others")
+    return Extraction(outcome=Outcome.OK, detail=f"{path.name} {os.getpid()} {'tensorflow' in sys.modules}")
+
+
+def config_for(videos: Path | str, **settings: object) -> Config:
+    values = {
+        "data.videos": str(videos),
+        "data.shards": 2,
+        "data.validation": 0.2,
+        "data.test": 0.2,
+        "sampling.frames": 4,
+        "faces.size": 32,
+        "operations.decoders": 2,
+        "limits.max_lost_fraction": 0.4,
+    }
+    return override(
+        resolve("demo"), values | {key.replace("__", "."): value for key, value in settings.items()}, "test"
+    )
+
+
+def run_all(names: list[str], folder: Path, **settings: object) -> list[Extraction]:
+    with Decoders(config_for(folder, **settings), 2, act) as decoders:
+        return list(decoders.map(folder / name for name in names))
+
+
+def test_a_crash_costs_exactly_its_video(tmp_path: Path) -> None:
+    names = ["ok-1", "abort-1", "ok-2", "memory-1", "bug-1", "once-1", *[f"ok-{k}" for k in range(3, 9)]]
+    results = run_all(names, tmp_path)
+    assert [result.outcome for result in results] == [
+        Outcome.OK,
+        Outcome.CRASHED,
+        Outcome.OK,
+        Outcome.OUT_OF_MEMORY,
+        Outcome.CRASHED,
+        Outcome.OK,
+        *[Outcome.OK] * 6,
+    ]
+    assert results[1].detail == "signal 6 (SIGABRT); then signal 6 (SIGABRT)"
+    assert results[4].detail == "ZeroDivisionError: a bug; then ZeroDivisionError: a bug"
+    told = [result.detail.split() for result in results if result.outcome is Outcome.OK]
+    assert [name for name, _, _ in told] == [name for name in names if name.partition("-")[0] in ("ok", "once")]
+    assert {tensorflow for _, _, tensorflow in told} == {"False"}
+
+
+def test_a_hang_is_a_timeout(tmp_path: Path) -> None:
+    results = run_all(["hang-1", "ok-1", "ok-2"], tmp_path, operations__video_timeout_seconds=0.5)
+    assert [result.outcome for result in results] == [Outcome.TIMEOUT, Outcome.OK, Outcome.OK]
+    assert results[0].detail == "not done after 0.5 s"
+
+
+def test_an_error_that_is_not_the_videos_ends_the_map(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="weights: expected others"):
+        run_all(["settings-1"], tmp_path)
+
+
+def test_a_process_that_cannot_start_is_told(tmp_path: Path) -> None:
+    """Every video would be a crash otherwise, and the shard a loss without a reason."""
+    with (
+        pytest.raises(WaitError, match=r"signal 6 \(SIGABRT\) before it was ready: expected it to start"),
+        Decoders(config_for(tmp_path), 1, Unpicklable()) as decoders,
+    ):
+        list(decoders.map([tmp_path / "ok-1"]))
+
+
+def test_too_little_memory_is_a_setting(tmp_path: Path) -> None:
+    config = config_for(tmp_path, operations__video_memory_mb=256)
+    with (
+        pytest.raises(ConfigError, match=r"operations\.video_memory_mb=256: expected at least \d+"),
+        Decoders(config, 1, act) as decoders,
+    ):
+        list(decoders.map([tmp_path / "ok-1"]))
+
+
+class Unpicklable:
+    """Pickles here and cannot be made again there: the child ends before it is ready."""
+
+    def __call__(self, path: Path, config: Config) -> Extraction:
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return os.abort, ()
+
+
+def test_decoders_die_with_their_parent(tmp_path: Path) -> None:
+    """SIGKILL leaves the parent no chance to tidy up."""
+    code = f"""
+from pathlib import Path
+from deepfake_detector.stages.decoders import Decoders
+from tests.integration.test_preprocess import act, config_for
+if __name__ == "__main__":
+    with Decoders(config_for("x"), 2, act) as decoders:
+        results = decoders.map(Path("{tmp_path}") / name for name in ("ok-1", "hang-2", "hang-3"))
+        next(results)
+        print(*decoders.pids, flush=True)
+        next(results)
+"""
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=environment, text=True)
+    assert parent.stdout is not None
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + 30
+    while any(alive(pid) for pid in pids):
+        assert time.monotonic() < deadline, f"decoding processes {pids} outlive their parent"
+        time.sleep(0.05)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five real and five fake clips, a faceless fake, an empty real one and names with spaces."""
+    folder = tmp_path_factory.mktemp("videos")
+    for k in range(5):
+        write_video(folder / f"real/clip {k}.mp4", talking_head(8))
+        write_video(folder / f"fake/çlip {k}.mp4", talking_head(8, name="hopper"))
+    write_video(folder / "fake/faceless.mp4", [scene((320, 240))] * 8)
+    (folder / "real/empty.mp4").touch()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Storage, Config]:
+    """A run whose two shards were made by the job itself, as a pod makes them."""
+    run, config = submit(tmp_path_factory.mktemp("run"), videos)
+    before = snapshot(videos)
+    for index in (0, 1):
+        assert job(run, index).returncode == 0
+    assert snapshot(videos) == before  # no stage changes or deletes a source
+    return run, config
+
+
+def submit(folder: Path, videos: Path, **settings: object) -> tuple[Storage, Config]:
+    run, config = open_storage(str(folder)), config_for(videos, **settings)
+    save_config(run, config, {})
+    return run, config
+
+
+def job(run: Storage, index: int, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "jobs.preprocess"],
+        cwd=REPOSITORY,
+        env={**os.environ, "RUN": run.uri, "JOB_COMPLETION_INDEX": str(index), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
+    return {
+        str(path): (crc32c_of(path), path.stat().st_mtime_ns) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
+
+
+def test_the_shards_account_for_every_video(finished: tuple[Storage, Config]) -> None:
+    run, config = finished
+    outcomes: dict[str, VideoOutcome] = {}
+    for shard in range(2):
+        report = decode(ShardReport, run.read(layout.shard_report(shard, 2)), "report")
+        outcomes |= {video.key: video for video in report.videos}
+        for file in report.files:
+            path = Path(run.uri) / file.name
+            assert (path.stat().st_size, crc32c_of(path)) == (file.size, file.crc32c)
+            assert [(entry.offset, entry.length) for entry in file.records] == list(scan(path))
+            with path.open("rb") as opened:
+                for entry in file.records:
+                    sequence, context = decode_record(read_record(opened, entry.offset, entry.length))
+                    assert len(sequence.images) == config.sampling.frames
+                    assert (context["sample_id"], context["label"]) == (entry.sample, entry.label)
+                    assert (context["split"], context["video_id"]) == (file.split, entry.video)
+                    assert context["preprocess_fingerprint"] == report.fingerprint
+    assert len(outcomes) == 12
+    bad = {key.rpartition("/")[2]: video.outcome for key, video in outcomes.items() if video.outcome != "ok"}
+    assert bad == {"faceless": Outcome.NO_FACE, "empty": Outcome.NOT_A_VIDEO}
+
+
+def test_the_summary_counts_losses_by_reason_and_label(finished: tuple[Storage, Config]) -> None:
+    summary = require_records(finished[0])
+    assert summary.outcomes == {"no_face": {"fake": 1}, "not_a_video": {"real": 1}, "ok": {"fake": 5, "real": 5}}
+    assert (summary.videos, summary.lost_fraction, summary.verdict) == (12, 2 / 12, "pass")
+    assert sum(count for labels in summary.sequences.values() for count in labels.values()) == 10
+    assert summary.frames_sampled == summary.frames_detected + summary.frames_filled == 40
+
+
+def test_progress_is_told(finished: tuple[Storage, Config]) -> None:
+    told = json.loads(finished[0].read(layout.progress("preprocess", 0)))
+    assert told["done"] == told["total"] == sum(told["outcomes"].values())
+
+
+def test_a_rerun_gives_the_same_bytes(finished: tuple[Storage, Config], tmp_path: Path) -> None:
+    """In this process, one decoder, another scratch folder: nothing of that may show."""
+    run, config = finished
+    again, _ = submit(tmp_path / "again", Path(config.data.videos))
+    make_plan(again, config)
+    slower = override(config, {"operations.decoders": 1}, "test")
+    for shard in (1, 0):
+        preprocess_shard(again, slower, shard, scratch=tmp_path / "scratch")
+    names = [entry.name for entry in run.list("records/")]
+    assert names == [entry.name for entry in again.list("records/")]
+    assert len(names) >= 5
+    for name in names:
+        assert run.read(name) == again.read(name), name
+    assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
+
+
+def test_a_finished_shard_does_nothing(finished: tuple[Storage, Config], tmp_path: Path) -> None:
+    run, config = finished
+    before = snapshot(Path(run.uri) / "records")
+
+    def never(done: int, total: int, outcomes: object) -> None:
+        raise AssertionError("work was done")
+
+    preprocess_shard(run, config, 0, scratch=tmp_path, on_progress=never)
+    assert snapshot(Path(run.uri) / "records") == before
+
+
+def test_other_settings_are_refused_by_name(finished: tuple[Storage, Config], tmp_path: Path) -> None:
+    run, config = finished
+    other = override(config, {"faces.margin": 1.5}, "test")
+    with pytest.raises(ConfigError, match=r"faces\.margin=1\.5: expected 1\.3"):
+        preprocess_shard(run, other, 0, scratch=tmp_path)
+
+
+def test_a_killed_shard_is_made_again(finished: tuple[Storage, Config], tmp_path: Path) -> None:
+    """Records without their report do not count: the next try replaces them, with the same bytes."""
+    run, config = finished
+    shutil.copytree(run.uri, tmp_path / "run")
+    copy = open_storage(str(tmp_path / "run"))
+    copy.delete(layout.RECORDS_SUMMARY)
+    report = layout.shard_report(0, 2)
+    file = decode(ShardReport, copy.read(report), report).files[0].name
+    copy.delete(report)
+    copy.write(file, b"half a file")
+    preprocess_shard(copy, config, 0, scratch=tmp_path / "scratch")
+    assert copy.read(report) == run.read(report)
+    assert copy.read(file) == run.read(file)
+    assert copy.read(layout.RECORDS_SUMMARY) == run.read(layout.RECORDS_SUMMARY)
+
+
+def test_a_video_that_is_gone_since_the_plan(videos: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "videos"
+    shutil.copytree(videos, copy)
+    run, config = submit(tmp_path / "run", copy, data__shards=1, operations__decoders=1, limits__max_lost_fraction=0.1)
+    make_plan(run, config)
+    (copy / "real/clip 0.mp4").unlink()
+    report = preprocess_shard(run, config, 0, scratch=tmp_path / "scratch")
+    lost = sorted(video.outcome for video in report.videos if video.outcome != "ok")
+    assert lost == [Outcome.MISSING_FILE, Outcome.NO_FACE, Outcome.NOT_A_VIDEO]
+    with pytest.raises(DataError, match=r"lost 25% of videos \(limit 10%\): missing_file 1, no_face 1, not_a_video 1"):
+        require_records(run)
+
+
+@pytest.mark.parametrize(
+    ("environment", "status", "message"),
+    [
+        pytest.param({"RUN": ""}, 78, "error: RUN: not set", id="no run"),
+        pytest.param({"JOB_COMPLETION_INDEX": "x"}, 78, "error: JOB_COMPLETION_INDEX='x': expected", id="bad index"),
+        pytest.param({"JOB_COMPLETION_INDEX": "2"}, 78, "JOB_COMPLETION_INDEX=2: expected less than", id="index"),
+        pytest.param({"RUN": "/nonexistent/run"}, 78, "config.json: not found", id="no such run"),
+    ],
+)
+def test_exit_status(finished: tuple[Storage, Config], environment: dict[str, str], status: int, message: str) -> None:
+    result = job(finished[0], 0, **environment)
+    assert result.returncode == status
+    assert message in result.stderr.splitlines()[-1]
+    assert "Traceback" not in result.stderr
+
+
+def test_an_index_without_a_plan_asks_for_another_try(videos: Path, tmp_path: Path) -> None:
+    run, _ = submit(tmp_path, videos, operations__plan_wait_seconds=0.2)
+    result = job(run, 1)
+    assert result.returncode == 75
+    assert "expected index 0 to make the plan" in result.stderr.splitlines()[-1]
+
+
+def outcome(number: int, split: str, label: int, width: float) -> VideoOutcome:
+    metadata: dict[str, float | str] = {
+        "width": width,
+        "height": 10.0,
+        "fps": 25.0,
+        "seconds": 1.0,
+        "rotation": 0.0,
+        "codec": "h264",
+    }
+    return VideoOutcome(key=f"{split}{number}", label=label, split=split, outcome=Outcome.OK, metadata=metadata)
+
+
+def test_the_metadata_baseline_sees_a_shortcut() -> None:
+    def corpus(width: Callable[[int, int], float]) -> list[VideoOutcome]:
+        sizes = {"train": 40, "validation": 10, "test": 10}
+        return [outcome(k, split, k % 2, width(k, k % 2)) for split, size in sizes.items() for k in range(size)]
+
+    assert metadata_auc(corpus(lambda k, label: 640.0 + 640 * label)) == (1.0, 20)
+    assert metadata_auc(corpus(lambda k, label: 640.0)) == (0.5, 20)
+    assert metadata_auc([outcome(k, "train", k % 2, 1.0) for k in range(10)]) == (None, 0)
+
+
+def test_sigterm_ends_with_143(videos: Path, tmp_path: Path) -> None:
+    run, _ = submit(tmp_path, videos)
+    environment = {**os.environ, "RUN": run.uri, "JOB_COMPLETION_INDEX": "1"}
+    command = [sys.executable, "-m", "jobs.preprocess"]
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert "waiting for the plan" in process.stderr.readline()
+    process.terminate()
+    assert process.wait() == 143
