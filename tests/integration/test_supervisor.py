@@ -108,14 +108,26 @@ def test_member_lost_at_the_finish_ends_by_the_marker(stage: Stage) -> None:
     assert stage.end(0)[0] == 0
 
 
-def test_status_is_0_whatever_the_child_s_was_when_training_is_complete(stage: Stage) -> None:
-    stage.start()
-    children = stage.cast()
-    children[0].order(1, "crashed in its destructors", marker=True)
-    children[1].wait_gone()
-    [export] = stage.cast(1)
-    export.order(0, marker=True)
-    assert [stage.end(index)[0] for index in (0, 1)] == [0, 0]
+@pytest.mark.parametrize(
+    ("status", "attempts"),
+    [
+        pytest.param(1, 20, id="crash"),
+        pytest.param(1, 1, id="crash in the last attempt"),
+        pytest.param(78, 20, id="78"),
+    ],
+)
+def test_status_is_0_whatever_the_child_s_was_when_training_is_complete(
+    tmp_path: Path, status: int, attempts: int
+) -> None:
+    with Stage(tmp_path, settings={"operations.attempts": attempts}) as stage:
+        stage.start()
+        children = stage.cast()
+        children[0].order(status, "crashed in its destructors", marker=True)
+        children[1].wait_gone()
+        [export] = stage.cast(1)
+        export.order(0, marker=True)
+        assert [stage.end(index)[0] for index in (0, 1)] == [0, 0]
+        assert stage.reasons() == DONE
 
 
 @pytest.mark.parametrize("victim", [0, 1])

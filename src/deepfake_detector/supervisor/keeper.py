@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import EXIT_OK, WaitError
+from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, WaitError
 from deepfake_detector.supervisor import wire
 from deepfake_detector.supervisor.attempts import AttemptWorker, History
 from deepfake_detector.supervisor.policy import (
@@ -76,7 +76,7 @@ class Keeper:
             await self._hang_up()
 
     async def _next_event(self) -> Event:
-        """The next event; a child that claims success is believed when training's marker is there."""
+        """The next event. Where it could end the run, training's marker has the last word on how."""
         missing = ", ".join(f"{index} ({self._peers[index]})" for index in self._policy.missing)
         now = asyncio.get_running_loop().time()
         if not missing:
@@ -93,7 +93,8 @@ class Keeper:
                 f"worker {missing}: not there after {self._patience:g} s, expected its supervisor to register "
                 "(operations.rendezvous_seconds)"
             ) from None
-        if isinstance(event, Ended) and event.status == EXIT_OK and await self._complete():
+        claims = isinstance(event, Ended) and event.status in (EXIT_OK, EXIT_PERMANENT)
+        if (claims or self._policy.last_one) and await self._complete():
             return Completed()
         return event
 

@@ -113,6 +113,11 @@ class Rendezvous:
     def missing(self) -> list[int]:
         return [index for index in range(self.workers) if index not in self.present]
 
+    @property
+    def last_one(self) -> bool:
+        """Whether there is no attempt after this one."""
+        return self.used >= self.attempts
+
     def handle(self, event: Event) -> list[Action]:
         """What to do now, in this order."""
         if self.finished:
@@ -150,7 +155,7 @@ class Rendezvous:
     def _fail(self, reason: str) -> list[Action]:
         if not self.open:
             return []
-        if self.used >= self.attempts:
+        if self.last_one:
             return self._finish(EXIT_PERMANENT, exhausted(self.used, self.attempts, reason), reason)
         self.open = False
         return [*(Stop(index) for index in sorted(self.running)), Close(self.attempt, reason), *self._begin()]
