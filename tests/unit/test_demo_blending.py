@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from demo import blending
@@ -20,6 +20,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_the_copy_of_strength_zero_is_the_face(seed: int) -> None:
     jitter = blending.draw_jitter(rng(seed), 0.0)
@@ -27,6 +28,7 @@ def test_the_copy_of_strength_zero_is_the_face(seed: int) -> None:
     np.testing.assert_allclose(copy, face(), atol=1e-3)
 
 
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32), strength=st.floats(0.1, 4))
 def test_every_magnitude_is_proportional_to_the_strength(seed: int, strength: float) -> None:
     one, other = blending.draw_jitter(rng(seed), 1.0), blending.draw_jitter(rng(seed), strength)
@@ -35,6 +37,7 @@ def test_every_magnitude_is_proportional_to_the_strength(seed: int, strength: fl
         assert np.all(np.abs(value) > 0), name
 
 
+@settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32))
 def test_every_fake_differs_visibly_from_its_face(seed: int) -> None:
     jitter = blending.draw_jitter(rng(seed), 1.0)
