@@ -202,12 +202,11 @@ def test_other_settings_than_the_markers_are_refused_by_name(exported: Storage, 
         export(run, tmp_path / "scratch")
 
 
-def test_a_folder_that_does_not_load_is_an_error_that_says_why(tmp_path: Path) -> None:
+def test_an_interpreter_that_fails_is_an_error_that_says_why(tmp_path: Path) -> None:
     from deepfake_detector.adapters.saved_model import load_afresh
 
-    np.save(tmp_path / "frames.npy", np.zeros((1, 3, 32, 32, 3), np.uint8))
-    with pytest.raises(ExportError, match=r"nowhere: expected it to load in a fresh interpreter \(OSError"):
-        load_afresh(tmp_path / "nowhere", tmp_path / "frames.npy", tmp_path / "out.npz")
+    with pytest.raises(ExportError, match=r"model: expected it to load in a fresh interpreter \(FileNotFoundError"):
+        load_afresh(tmp_path / "model", tmp_path / "no frames.npy", tmp_path / "out.npz")
 
 
 def test_export_waits_for_no_training(tmp_path: Path) -> None:

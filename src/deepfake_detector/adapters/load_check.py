@@ -17,9 +17,10 @@ def main(folder: str, frames_file: str, out_file: str) -> None:
 def load(folder: str, frames_file: str, out_file: str) -> None:
     """frames: uint8 (n, T, S, S, 3); stored: float32 (n, 1) under saved_model, keras, probability and logit."""
     import numpy as np
-    import tensorflow as tf
 
     frames = np.load(frames_file)
+    import tensorflow as tf
+
     loaded = tf.saved_model.load(folder)
     served = loaded.signatures["serving_default"](tf.constant(frames))
     model = tf.keras.models.load_model(folder)
