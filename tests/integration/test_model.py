@@ -15,8 +15,7 @@ from deepfake_detector.training.augment import augment, clip_seed
 from deepfake_detector.training.model import BACKBONE, MOMENTUM, build, load_backbone_weights
 from tests.make_records import tiny
 
-
-VARIANTS = {
+VARIANTS: dict[str, dict[str, object]] = {
     "compact-lstm": {},
     "mobilenet-mean": {"model__backbone": "mobilenet_v3_small", "model__head": "mean"},
     "seed-lstm": {"model__backbone": "seed", "model__dropout": 0.0},

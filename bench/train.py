@@ -1,0 +1,231 @@
+"""Training's ratios: folded time against TimeDistributed, two workers against one, input, checkpoints.
+
+Every measurement is a process of its own, pinned with taskset where it compares cores: a TensorFlow process can't
+change its threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from deepfake_detector.core.config import Config, override
+from deepfake_detector.core.topology import ALONE, Cluster, parse_tf_config
+
+FRAMES, SIZE, BATCH = 16, 128, 4
+STEPS = {"compact": 14, "mobilenet_v3_small": 8}
+WORKER_STEPS = 14
+
+
+def run() -> list[dict[str, Any]]:
+    """Rows of name, ratio, target and detail; takes about four minutes on two cores."""
+    return [*_folding(), *_scaling(), *_checkpoints()]
+
+
+def settings(backbone: str = "compact", workers: int = 1, batch: int = BATCH) -> Config:
+    values = {"sampling.frames": FRAMES, "faces.size": SIZE, "model.backbone": backbone, "train.workers": workers}
+    return override(Config(), {**values, "train.global_batch": batch}, "the benchmark")
+
+
+def _row(name: str, ratio: float, target: str, detail: str) -> dict[str, Any]:
+    return {"name": name, "ratio": ratio, "target": target, "detail": detail}
+
+
+def _folding() -> list[dict[str, Any]]:
+    rows = []
+    for backbone, target in (("compact", 1.8), ("mobilenet_v3_small", 2.5)):
+        folded, spread = (_child("form", backbone, form)[0]["seconds"] for form in ("folded", "time_distributed"))
+        detail = f"{BATCH / folded:.1f} and {BATCH / spread:.1f} sequences/s at batch {BATCH}, T={FRAMES}, {SIZE} px"
+        rows.append(_row(f"{backbone}: folded over TimeDistributed", spread / folded, f">= {target}", detail))
+    return rows
+
+
+def _scaling() -> list[dict[str, Any]]:
+    """Each worker on a core of its own with BATCH sequences a step, against one worker on one core."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        return [_row("2 workers over 1", float("nan"), ">= 1.85", "needs two cores")]
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    addresses = tuple(f"127.0.0.1:{each.getsockname()[1]}" for each in sockets)
+    for each in sockets:
+        each.close()
+    one = _child("worker", clusters=[ALONE], cores=cores)[0]
+    two = _child("worker", clusters=[Cluster(rank, addresses) for rank in (0, 1)], cores=cores)[0]
+    speeds = BATCH / one["seconds"], 2 * BATCH / two["seconds"]
+    detail = f"{speeds[0]:.1f} and {speeds[1]:.1f} sequences/s, pinned to a core each"
+    return [
+        _row("2 workers over 1", speeds[1] / speeds[0], ">= 1.85", detail),
+        _row("waiting for input, share of a step", two["wait"], "<= 0.02", "records, JPEG, augmentation; chief of 2"),
+    ]
+
+
+def _checkpoints() -> list[dict[str, Any]]:
+    saved = _child("checkpoint")[0]
+    interval = Config().operations.checkpoint_seconds
+    lost = interval + saved["step"] + saved["seconds"]
+    detail = f"{saved['seconds'] * 1000:.0f} ms and {saved['bytes'] / 1e6:.1f} MB every {interval:g} s, local folder"
+    return [
+        _row("checkpoints, share of the time", saved["seconds"] / (interval + saved["seconds"]), "<= 0.03", detail),
+        _row("most work lost [s]", lost, "<= 60", "interval, one step and one save"),
+    ]
+
+
+def _child(
+    what: str, *arguments: str, clusters: list[Cluster] | None = None, cores: list[int] | None = None
+) -> list[dict[str, Any]]:
+    """What each process printed last, as JSON; raises CalledProcessError with its output on stderr."""
+    processes = []
+    for cluster in clusters or [ALONE]:
+        command = [sys.executable, "-m", "bench.train", what, *arguments]
+        variables = dict(os.environ)
+        if cores:
+            command += ["--core", str(cores[cluster.rank])]
+        if cluster.workers > 1:
+            variables["TF_CONFIG"] = cluster.tf_config()
+        variables.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        processes.append(subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, text=True))
+    outputs = [process.communicate()[0] for process in processes]
+    for process in processes:
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
+    return [json.loads(output.splitlines()[-1]) for output in outputs]
+
+
+def measure_form(backbone: str, form: str) -> dict[str, Any]:
+    """Median seconds of a training step of the folded or the TimeDistributed model on fixed clips."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+
+    from deepfake_detector.training.model import build
+    from deepfake_detector.training.step import compile_step, make_optimizer
+
+    config = settings(backbone)
+    keras.utils.set_random_seed(0)
+    model = build(config) if form == "folded" else build_time_distributed(config)
+    optimizer = make_optimizer(config.train)
+    optimizer.build(model.trainable_variables)
+    step = compile_step(tf.distribute.get_strategy(), model, optimizer, config.train, 0)
+    clips = tf.constant(np.random.default_rng(0).integers(0, 256, (BATCH, FRAMES, SIZE, SIZE, 3), np.uint8))
+    labels = tf.constant([[0.0], [1.0]] * (BATCH // 2))
+    return {"seconds": _median(lambda number: step(clips, labels, 1e-3, number), STEPS[backbone])}
+
+
+def build_time_distributed(config: Config) -> Any:
+    """The same model with the backbone under TimeDistributed."""
+    import keras
+
+    from deepfake_detector.training.model import backbone, head
+
+    clip = keras.Input((config.sampling.frames, config.faces.size, config.faces.size, 3), dtype="uint8")
+    return keras.Model(clip, head(keras.layers.TimeDistributed(backbone(config))(clip), config))
+
+
+def _median(step: Callable[[int], Any], steps: int) -> float:
+    times = []
+    for number in range(steps + 2):
+        begin = time.perf_counter()
+        step(number)
+        times.append(time.perf_counter() - begin)
+    return statistics.median(times[2:])  # the first traces, the second allocates
+
+
+def measure_worker(core: int) -> dict[str, Any]:
+    """Median seconds of a step on one core, input included, and the share that waited for it."""
+    os.sched_setaffinity(0, {core})  # before TensorFlow starts its threads, which inherit it
+    cluster = parse_tf_config(os.environ.get("TF_CONFIG", ""))
+    import keras
+    import numpy as np
+
+    from deepfake_detector.adapters.storage import open_storage
+    from deepfake_detector.core.order import Order
+    from deepfake_detector.training.dataset import open_split, training_batches
+    from deepfake_detector.training.model import build
+    from deepfake_detector.training.step import Collectives, compile_step, make_optimizer
+    from deepfake_detector.training.worker import configure_tensorflow, make_strategy
+    from tests.make_records import make_run
+
+    config = settings(workers=cluster.workers, batch=BATCH * cluster.workers)
+    configure_tensorflow(threads=1)
+    strategy = make_strategy(cluster, config.operations.heartbeat_seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        uri = make_run(Path(folder) / "run", config, {"train": (16, 16)})
+        split = open_split(open_storage(uri), "train", Path(folder))
+        keras.utils.set_random_seed(0)
+        with strategy.scope():
+            model = build(config)
+            optimizer = make_optimizer(config.train)
+            optimizer.build(model.trainable_variables)
+        step = compile_step(strategy, model, optimizer, config.train, cluster.rank)
+        order = Order(split.labels, config)
+        batches = iter(
+            strategy.distribute_datasets_from_function(
+                lambda _: training_batches(split, order, config, cluster.rank, cluster.workers, 0)
+            )
+        )
+        waits: list[float] = []
+
+        def one(number: int) -> None:
+            begin = time.perf_counter()
+            images, labels = next(batches)
+            waits.append(time.perf_counter() - begin)
+            step(images, labels, 1e-3, number)
+
+        seconds = _median(one, WORKER_STEPS)
+        Collectives(strategy).sum(np.zeros(1, np.int32))
+    return {"seconds": seconds, "wait": statistics.median(waits[2:]) / seconds}
+
+
+def measure_checkpoint() -> dict[str, Any]:
+    """Median seconds of one committed checkpoint of the compact model with Adam, and of one step."""
+    import keras
+
+    from deepfake_detector.adapters.storage import open_storage
+    from deepfake_detector.core.config import stage_settings
+    from deepfake_detector.core.schedule import initial_state
+    from deepfake_detector.training.checkpoints import Checkpoints
+    from deepfake_detector.training.model import build
+    from deepfake_detector.training.step import make_optimizer
+
+    config = settings()
+    keras.utils.set_random_seed(0)
+    model = build(config)
+    optimizer = make_optimizer(config.train)
+    optimizer.build(model.trainable_variables)
+    state = initial_state("", 1)
+    with tempfile.TemporaryDirectory() as folder:
+        run = open_storage(f"{folder}/run")
+        writer = Checkpoints(run, Path(folder), stage_settings(config, "train"), "bench", [], keep=2)
+        seconds = _median(lambda step: writer.save(model, optimizer, state.model_copy(update={"step": step})), 8)
+        size = sum(entry.size for entry in run.list("checkpoints/00000009/"))
+    return {"seconds": seconds, "bytes": size, "step": measure_form("compact", "folded")["seconds"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("what", choices=("form", "worker", "checkpoint"))
+    parser.add_argument("arguments", nargs="*")
+    parser.add_argument("--core", type=int, default=0)
+    chosen = parser.parse_args()
+    if chosen.what == "form":
+        result = measure_form(*chosen.arguments)
+    elif chosen.what == "worker":
+        result = measure_worker(chosen.core)
+    else:
+        result = measure_checkpoint()
+    print(json.dumps(result), flush=True)
+    os._exit(0)  # TensorFlow's teardown may wait for the peer
+
+
+if __name__ == "__main__":
+    main()
