@@ -76,6 +76,7 @@ def run_demo(videos: Path, run_uri: str, settings: Settings, *, verbose: bool = 
         return status
     clips = held_out(videos, [video.path for video in load_plan(run)[1] if video.split == "test"])
     print(f"\njudging a real and a fake clip of the test split, {' and '.join(path.name for path in clips)}")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or TensorFlow's notes on the machine bury the verdicts
     verdicts = predict(f"{run.uri}/{layout.MODEL}", [str(path) for path in clips])
     print(to_text(verdicts) + "\n")
     metrics = json.loads(run.read(layout.REPORT_METRICS))
@@ -95,7 +96,9 @@ def _command() -> str:
     """How this environment's `deepfake-detector` is called: by name where it is on the PATH."""
     script = Path(sys.executable).with_name("deepfake-detector")
     found = shutil.which("deepfake-detector")
-    return "deepfake-detector" if found and Path(found) == script else os.path.relpath(script)
+    if found and Path(found) == script:
+        return script.name
+    return os.path.relpath(script) if script.is_relative_to(Path.cwd()) else str(script)
 
 
 if __name__ == "__main__":
