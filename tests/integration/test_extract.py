@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import av
@@ -86,15 +85,9 @@ def assert_exact(path: Path, wanted: list[int]) -> None:
     assert compared == len(wanted)
 
 
-def real_clips() -> list[Path]:
-    folder = os.environ.get("REAL_CLIPS", "")
-    return sorted(Path(folder).rglob("*.mp4")) if folder else []
-
-
 @pytest.mark.clips
-@pytest.mark.skipif(not real_clips(), reason="needs REAL_CLIPS, a folder with DFDC and FaceForensics++ clips")
-def test_real_clips_are_exact_and_have_faces() -> None:
-    for path in real_clips()[::4]:
+def test_real_clips_are_exact_and_have_faces(real_clips: Path) -> None:
+    for path in sorted(real_clips.rglob("*.mp4"))[::4]:
         video = Video(path, PIXELS)
         assert_exact(path, list(range(7, len(video.times), 59)))
         extraction = extract(path, changed(sampling__frames=4))

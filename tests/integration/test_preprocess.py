@@ -24,6 +24,7 @@ from deepfake_detector.core.extraction import Extraction
 from deepfake_detector.core.markers import ShardReport, decode
 from deepfake_detector.core.outcomes import Outcome, VideoOutcome
 from deepfake_detector.core.recipes import resolve
+from deepfake_detector.core.sequences import FaceSequence
 from deepfake_detector.stages.decoders import Decoders
 from deepfake_detector.stages.plan import make_plan
 from deepfake_detector.stages.preprocess import preprocess_shard
@@ -264,6 +265,32 @@ def test_a_rerun_gives_the_same_bytes(finished: tuple[Storage, Config], tmp_path
     for name in names:
         assert run.read(name) == again.read(name), name
     assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.gcs
+def test_videos_in_a_bucket_give_the_same_sequences(
+    finished: tuple[Storage, Config], gcs_bucket: str, tmp_path: Path
+) -> None:
+    local, config = finished
+    videos = open_storage(f"{gcs_bucket}/videos")
+    for path in Path(config.data.videos).rglob("*.mp4"):
+        videos.upload(path, path.relative_to(config.data.videos).as_posix())
+    run = open_storage(f"{gcs_bucket}/runs/a")
+    remote = override(config, {"data.videos": videos.uri}, "test")
+    make_plan(run, remote)
+    for shard in range(2):
+        preprocess_shard(run, remote, shard, scratch=tmp_path / "scratch")
+    assert require_records(run).outcomes == require_records(local).outcomes
+    assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
+    for name in (entry.name for entry in local.list("records/") if entry.name.endswith(".tfrecord")):
+        copy = tmp_path / name
+        run.download(name, copy)
+        assert sequences_of(copy) == sequences_of(Path(local.uri) / name)
+
+
+def sequences_of(path: Path) -> list[FaceSequence]:
+    with path.open("rb") as file:
+        return [decode_record(read_record(file, *place))[0] for place in scan(path)]
 
 
 def test_a_finished_shard_does_nothing(finished: tuple[Storage, Config], tmp_path: Path) -> None:
