@@ -19,7 +19,6 @@ import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
-from deepfake_detector.adapters.storage import crc32c_of
 from deepfake_detector.core.errors import CorruptError
 from deepfake_detector.core.sequences import SCHEMA_VERSION, FaceSequence
 
@@ -182,11 +181,6 @@ def scan(path: Path) -> Iterator[tuple[int, int]]:
                 raise CorruptError(f"{path} at byte {offset}: length {size}: expected a checked length within the file")
             yield offset, length
             offset += length
-
-
-def file_crc32c(path: Path) -> str:
-    """CRC-32C of a whole file, as a report names it: 8 hex digits. Raises OSError."""
-    return crc32c_of(path)
 
 
 def _feature_lists(sequence: FaceSequence) -> list[tuple[str, type, list[Any]]]:
