@@ -18,28 +18,21 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from deepfake_detector.core.errors import EXIT_OK, ConfigError, DetectorError
+from jobs.environment import exit_status, required
 
 
 def main(environment: Mapping[str, str]) -> int:
+    return exit_status(lambda: _export(environment))
+
+
+def _export(environment: Mapping[str, str]) -> None:
     from deepfake_detector.adapters.storage import open_storage
 
-    try:
-        run = open_storage(_required(environment, "RUN"))
-        scratch = Path(_required(environment, "SCRATCH"))
-        from deepfake_detector.stages.export import export  # TensorFlow: 2 s and 550 MB
+    run = open_storage(required(environment, "RUN"))
+    scratch = Path(required(environment, "SCRATCH"))
+    from deepfake_detector.stages.export import export  # TensorFlow: 2 s and 550 MB
 
-        export(run, scratch)
-    except DetectorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return EXIT_OK
-
-
-def _required(environment: Mapping[str, str], name: str) -> str:
-    if not environment.get(name):
-        raise ConfigError(f"{name}: not set (environment)")
-    return environment[name]
+    export(run, scratch)
 
 
 if __name__ == "__main__":

@@ -21,21 +21,25 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from deepfake_detector.core.errors import EXIT_OK, ConfigError, DetectorError
+from deepfake_detector.core.errors import ConfigError
+from jobs.environment import exit_status, number, required
+
+MOST_SHARDS = 100_000  # completions that an Indexed Job may have
 
 
 def main(environment: Mapping[str, str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    try:
-        with tempfile.TemporaryDirectory(prefix="preprocess-", dir=_scratch(environment)) as folder:
-            _preprocess(_required(environment, "RUN"), _index(environment), Path(folder))
-    except DetectorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    return EXIT_OK
+    return exit_status(lambda: _preprocess(environment))
 
 
-def _preprocess(uri: str, index: int, scratch: Path) -> None:
+def _preprocess(environment: Mapping[str, str]) -> None:
+    uri = required(environment, "RUN")
+    index = number(environment, "JOB_COMPLETION_INDEX", 0, MOST_SHARDS - 1)
+    with tempfile.TemporaryDirectory(prefix="preprocess-", dir=_scratch(environment)) as folder:
+        _preprocess_shard(uri, index, Path(folder))
+
+
+def _preprocess_shard(uri: str, index: int, scratch: Path) -> None:
     from tqdm import tqdm
 
     from deepfake_detector.adapters.storage import open_storage
@@ -69,19 +73,6 @@ def _scratch(environment: Mapping[str, str]) -> str | None:
     if folder:
         Path(folder).mkdir(parents=True, exist_ok=True)
     return folder or None
-
-
-def _index(environment: Mapping[str, str]) -> int:
-    text = _required(environment, "JOB_COMPLETION_INDEX")
-    if not text.isdecimal():
-        raise ConfigError(f"JOB_COMPLETION_INDEX={text!r}: expected a number from 0 (environment)")
-    return int(text)
-
-
-def _required(environment: Mapping[str, str], name: str) -> str:
-    if not environment.get(name):
-        raise ConfigError(f"{name}: not set (environment)")
-    return environment[name]
 
 
 if __name__ == "__main__":

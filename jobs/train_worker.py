@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 EXIT_TERMINATED = 143  # as in core.errors; nothing is imported before SIGTERM is taken care of
@@ -34,40 +35,37 @@ def _end_on_sigterm() -> None:
     os._exit(EXIT_TERMINATED)
 
 
-def main() -> int:
+def main(environment: Mapping[str, str]) -> int:
     """Train until the run's training is committed; returns the exit status."""
-    from deepfake_detector.adapters.storage import open_storage
-    from deepfake_detector.core.errors import EXIT_OK, ConfigError, DetectorError
-    from deepfake_detector.core.topology import parse_tf_config
-    from deepfake_detector.stages.runs import load_config, records_storage
-    from deepfake_detector.training.worker import run_worker
+    from jobs.environment import exit_status
 
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow tells of each checkpoint's sharding
     logging.getLogger("tensorflow").setLevel(logging.WARNING)
     try:
-        uri = os.environ.get("RUN", "")
-        if not uri:
-            raise ConfigError("RUN='': expected a folder or gs:// URI (environment)")
-        cluster = parse_tf_config(os.environ.get("TF_CONFIG", ""))
-        scratch = Path(os.environ.get("SCRATCH") or f"scratch-{cluster.rank}")
-        run = open_storage(uri)
-        config = load_config(run)
-        attempt = os.environ.get("ATTEMPT", "")
-        logging.info("attempt %s, worker %d of %d", attempt, cluster.rank, cluster.workers)
-        run_worker(uri, config, cluster, scratch, records_storage(run).uri)
-    except DetectorError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
+        return exit_status(lambda: _train(environment))
     except Exception:
         traceback.print_exc()
         return 1
-    return EXIT_OK
+
+
+def _train(environment: Mapping[str, str]) -> None:
+    from deepfake_detector.adapters.storage import open_storage
+    from deepfake_detector.core.topology import parse_tf_config
+    from deepfake_detector.stages.runs import load_config, records_storage
+    from deepfake_detector.training.worker import run_worker
+    from jobs.environment import required
+
+    run = open_storage(required(environment, "RUN"))
+    cluster = parse_tf_config(environment.get("TF_CONFIG", ""))
+    scratch = Path(environment.get("SCRATCH") or f"scratch-{cluster.rank}")
+    logging.info("attempt %s, worker %d of %d", environment.get("ATTEMPT", ""), cluster.rank, cluster.workers)
+    run_worker(run.uri, load_config(run), cluster, scratch, records_storage(run).uri)
 
 
 if __name__ == "__main__":
     obey_sigterm()
-    status = main()
+    status = main(dict(os.environ))
     sys.stdout.flush()
     sys.stderr.flush()
     # TensorFlow's teardown waits for peers that may be gone.

@@ -10,9 +10,8 @@ from deepfake_detector.core.errors import EXIT_PERMANENT
 
 
 def detector(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "deepfake_detector", *arguments], capture_output=True, text=True, timeout=120, check=False
-    )
+    command = [sys.executable, "-m", "deepfake_detector", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_help_imports_nothing_heavy():
@@ -21,7 +20,8 @@ def test_help_imports_nothing_heavy():
         "from deepfake_detector.cli import main\n"
         "try: main(['--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'tensorflow', 'keras', 'cv2', 'av', 'numpy', 'google.cloud', 'sklearn', 'pydantic'} & set(sys.modules)\n"
+        "heavy = {'tensorflow', 'keras', 'cv2', 'av', 'numpy', 'google.cloud', 'sklearn', 'pydantic'}\n"
+        "heavy &= set(sys.modules)\n"
         "sys.exit(f'imported {heavy}' if heavy else 0)\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -37,7 +37,9 @@ def test_help_imports_nothing_heavy():
             ["local", "--run", "{tmp}/run", "--videos", "{tmp}", "--recipe", "best"], "--recipe best", id="recipe"
         ),
         pytest.param(
-            ["local", "--run", "{tmp}/run", "--videos", "{tmp}", "--set", "train.epochs=0"], "train.epochs=0", id="value"
+            ["local", "--run", "{tmp}/run", "--videos", "{tmp}", "--set", "train.epochs=0"],
+            "train.epochs=0",
+            id="value",
         ),
         pytest.param(["local", "--run", "s3://bucket/run", "--videos", "{tmp}"], "s3://bucket/run", id="scheme"),
         pytest.param(["local", "--run", "{tmp}/run", "--records", "{tmp}/none"], "{tmp}/none", id="no such records"),

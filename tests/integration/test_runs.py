@@ -112,7 +112,7 @@ def test_a_setting_that_the_records_contradict_is_refused(tmp_path):
 
 
 def test_records_of_no_run_are_refused(tmp_path):
-    with pytest.raises(NotFoundError, match="is .*none a run folder"):
+    with pytest.raises(NotFoundError, match=r"is .*none a run folder"):
         prepare(tmp_path, run="second", records=str(tmp_path / "none"))
 
 

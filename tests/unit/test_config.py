@@ -18,7 +18,7 @@ def test_every_recipe_is_valid_and_says_its_name(recipe):
 @pytest.mark.parametrize(
     ("assignment", "says"),
     [
-        pytest.param("train.epochs=0", ["train.epochs=0", "greater than or equal to 1", "'demo'"], id="below the least"),
+        pytest.param("train.epochs=0", ["train.epochs=0", "greater than or equal to 1", "'demo'"], id="below least"),
         pytest.param("train.epochs=many", ["train.epochs=many", "integer"], id="not a number"),
         pytest.param("train.learning_rate=nan", ["train.learning_rate", "finite"], id="not finite"),
         pytest.param("train.epoch=3", ["train.epoch=3", "expected one of", "train.epochs"], id="unknown key"),
