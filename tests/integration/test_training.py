@@ -198,7 +198,10 @@ def test_finished_training_does_nothing_without_tensorflow(small_run: Path) -> N
     )
     (small_run / layout.CHECKPOINTS).mkdir()
     (small_run / layout.TRAINED).write_bytes(marker.encode())
-    code = "import sys; from jobs.train_worker import main; assert main() == 0; assert 'tensorflow' not in sys.modules"
+    code = (
+        "import os, sys; from jobs.train_worker import main\n"
+        "assert main(dict(os.environ)) == 0; assert 'tensorflow' not in sys.modules"
+    )
     status, errors = end(start(small_run, "-c", code))
     assert status == 0, errors
     with pytest.raises(ConfigError, match=r"train.epochs=9: expected 2, .*trained.json"):
