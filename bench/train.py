@@ -149,7 +149,7 @@ def measure_worker(core: int) -> dict[str, Any]:
 
     from deepfake_detector.adapters.storage import open_storage
     from deepfake_detector.core.order import Order
-    from deepfake_detector.training.dataset import open_split, training_batches
+    from deepfake_detector.training.dataset import Ahead, open_split, training_batches
     from deepfake_detector.training.model import build
     from deepfake_detector.training.step import Collectives, compile_step, make_optimizer
     from deepfake_detector.training.worker import configure_tensorflow, make_strategy
@@ -168,11 +168,12 @@ def measure_worker(core: int) -> dict[str, Any]:
             optimizer.build(model.trainable_variables)
         step = compile_step(strategy, model, optimizer, config.train, cluster.rank)
         order = Order(split.labels, config)
-        batches = iter(
+        distributed = iter(
             strategy.distribute_datasets_from_function(
                 lambda _: training_batches(split, order, config, cluster.rank, cluster.workers, 0)
             )
         )
+        batches = Ahead(distributed)
         waits: list[float] = []
 
         def one(number: int) -> None:
@@ -182,6 +183,7 @@ def measure_worker(core: int) -> dict[str, Any]:
             step(images, labels, 1e-3, number)
 
         seconds = _median(one, WORKER_STEPS)
+        batches.close()
         Collectives(strategy).sum(np.zeros(1, np.int32))
     return {"seconds": seconds, "wait": statistics.median(waits[2:]) / seconds}
 

@@ -28,20 +28,29 @@ def augment(clip: Any, seed: Any) -> Any:
     """uint8 (T, S, S, 3) -> the same, flipped, shifted and with other brightness, contrast and saturation."""
     draw = tf.random.stateless_uniform((6,), seed, alg="philox")  # [0, 1)
     signed = 2 * draw - 1
-    clip = tf.cond(draw[0] < 0.5, lambda: tf.reverse(clip, axis=[2]), lambda: clip)
-    clip = _shift(clip, signed[1], signed[2])
+    clip = _move(clip, draw[0] < 0.5, signed[1], signed[2])
     return _colour(clip, BRIGHTNESS * signed[3], 1 + CONTRAST * signed[4], 1 + SATURATION * signed[5])
 
 
-def _shift(clip: Any, down: Any, right: Any) -> Any:
-    """Move by up to SHIFT of the side; mirrored pixels fill the border."""
+def _move(clip: Any, flip: Any, down: Any, right: Any) -> Any:
+    """Mirror left-right if `flip`, and move by up to SHIFT of the side; mirrored pixels fill the border.
+
+    Two gathers by index: tf.pad's mirror modes take ten times as long (18 ms for 16 frames of 128 px).
+    """
     size = clip.shape[1]
-    most = round(SHIFT * size)
-    if most == 0:
-        return clip
-    padded = tf.pad(clip, [[0, 0], [most, most], [most, most], [0, 0]], mode="SYMMETRIC")
-    top, left = (most + tf.cast(tf.round(most * amount), tf.int32) for amount in (down, right))
-    return tf.ensure_shape(padded[:, top : top + size, left : left + size], clip.shape)
+    rows, columns = (_mirrored(tf.range(size) + _pixels(amount, size), size) for amount in (down, right))
+    columns = tf.where(flip, size - 1 - columns, columns)
+    return tf.gather(tf.gather(clip, rows, axis=1), columns, axis=2)
+
+
+def _pixels(amount: Any, size: int) -> Any:
+    return tf.cast(tf.round(SHIFT * size * amount), tf.int32)
+
+
+def _mirrored(index: Any, size: int) -> Any:
+    """Indices outside 0..size-1, by less than size, reflected at the border: -1 is 0, and size is size - 1."""
+    index = tf.where(index < 0, -1 - index, index)
+    return tf.where(index >= size, 2 * size - 1 - index, index)
 
 
 def _colour(clip: Any, brightness: Any, contrast: Any, saturation: Any) -> Any:

@@ -22,7 +22,7 @@ from deepfake_detector.core.markers import EpochMetrics, TrainedMarker, TrainSta
 from deepfake_detector.core.order import Order
 from deepfake_detector.core.topology import Cluster
 from deepfake_detector.training import charts, checkpoints
-from deepfake_detector.training.dataset import Records, Split, training_batches
+from deepfake_detector.training.dataset import Ahead, Records, Split, training_batches
 from deepfake_detector.training.logs import RunLog
 from deepfake_detector.training.model import BACKBONE, build, load_backbone_weights
 from deepfake_detector.training.step import Collectives, compile_step, make_optimizer
@@ -89,11 +89,12 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
     step = compile_step(strategy, model, optimizer, config.train, cluster.rank)
     validate = make_validation(strategy, collectives, model, task.validation, config, cluster)
     start = state.step
-    batches = iter(
+    distributed = iter(
         strategy.distribute_datasets_from_function(
             lambda _: training_batches(task.train, order, config, cluster.rank, cluster.workers, start)
         )
     )
+    batches = Ahead(distributed)
 
     # Loop
     while (stopped := schedule.stop_reason(state, config.train)) is None:
@@ -118,6 +119,7 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
             writer.end_epoch(_epoch_metrics(state, scores, clock, total_steps, config), ended)
         state = ended
     watchdog.stop()
+    batches.close()
     if writer:
         writer.finish(state, stopped)
     collectives.sum(np.zeros(1, np.int32))  # nobody leaves before the marker is there
