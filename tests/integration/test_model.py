@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import ConfigError
 from deepfake_detector.training.augment import augment, clip_seed
 from deepfake_detector.training.model import BACKBONE, MOMENTUM, build, load_backbone_weights
+from deepfake_detector.training.normalization import SynchronizedBatchNormalization
 from tests.make_records import tiny
 
 VARIANTS: dict[str, dict[str, object]] = {
@@ -66,11 +68,12 @@ def test_folding_time_into_the_batch_is_time_distributed() -> None:
 
 
 @pytest.mark.parametrize("backbone", ["compact", "mobilenet_v3_small"])
-def test_all_moving_statistics_are_synchronized(backbone: str) -> None:
-    network = build(tiny(model__backbone=backbone)).get_layer(BACKBONE)
+@pytest.mark.parametrize("kind", [keras.layers.BatchNormalization, SynchronizedBatchNormalization])
+def test_every_normalisation_is_of_the_kind_asked_for(backbone: str, kind: type) -> None:
+    network = build(tiny(model__backbone=backbone), kind).get_layer(BACKBONE)
     norms = [layer for layer in network.layers if isinstance(layer, keras.layers.BatchNormalization)]
     assert len(norms) >= 6
-    assert all(layer.synchronized and layer.momentum == MOMENTUM for layer in norms)
+    assert all(type(layer) is kind and layer.momentum == MOMENTUM for layer in norms)
 
 
 def test_the_seed_baseline_is_the_original_architecture() -> None:
@@ -121,3 +124,24 @@ def test_augmentation_is_drawn_once_per_clip_and_keyed() -> None:
     np.testing.assert_array_equal(first, augmented(clip, 0, 5, 2))
     others = [augmented(clip, *key) for key in [(1, 5, 2), (0, 6, 2), (0, 5, 3)]]
     assert all((first != other).any() for other in others)
+
+
+def test_training_normalises_as_the_built_in_layer_does() -> None:
+    random = np.random.default_rng(0)
+    images = tf.constant(random.normal(1, 2, (4, 5, 6, 7)), tf.float32)
+    weights = tf.constant(random.normal(size=images.shape), tf.float32)
+
+    def everything(kind: type) -> list[Any]:
+        layer = kind(momentum=MOMENTUM)
+        layer.build(images.shape)
+        layer.gamma.assign(np.linspace(0.5, 2, 7))
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            outputs = layer(images, training=True)
+            loss = tf.reduce_sum(tf.sin(outputs) * weights)
+        gradients = tape.gradient(loss, [images, layer.gamma, layer.beta])
+        return [outputs, *gradients, layer.moving_mean, layer.moving_variance, layer(images, training=False)]
+
+    ours, theirs = everything(SynchronizedBatchNormalization), everything(keras.layers.BatchNormalization)
+    for mine, built_in in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine, built_in, rtol=1e-4, atol=1e-5)

@@ -25,6 +25,7 @@ from deepfake_detector.training import charts, checkpoints
 from deepfake_detector.training.dataset import Ahead, Records, Split, training_batches
 from deepfake_detector.training.logs import RunLog
 from deepfake_detector.training.model import BACKBONE, build, load_backbone_weights
+from deepfake_detector.training.normalization import SynchronizedBatchNormalization
 from deepfake_detector.training.step import Collectives, compile_step, make_optimizer
 from deepfake_detector.training.validation import Scores, make_validation
 
@@ -74,7 +75,7 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
     total_steps = config.train.epochs * order.steps_per_epoch
     keras.utils.set_random_seed(config.train.seed % 2**32)
     with strategy.scope():
-        model = build(config)
+        model = build(config, SynchronizedBatchNormalization)
         optimizer = make_optimizer(config.train)
         optimizer.build(model.trainable_variables)
 

@@ -18,18 +18,20 @@ from keras import layers, ops
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import ConfigError
 
+Normalization = type[layers.BatchNormalization]
 BACKBONE = "backbone"
 MOMENTUM = 0.9  # of BatchNorm's moving statistics: runs of a few hundred steps must reach them
 
 
-def build(config: Config) -> keras.Model:
+def build(config: Config, normalization: Normalization = layers.BatchNormalization) -> keras.Model:
     """uint8 (batch, T, S, S, 3) -> float32 (batch, 1), the uncalibrated logit of label 1, "fake".
 
     Weights are drawn from Keras' seed (`keras.utils.set_random_seed`); `load_backbone_weights` replaces the
-    backbone's. Preprocessing is inside.
+    backbone's. Preprocessing is inside. normalization: the class of the BatchNorm layers; training passes one that
+    sums over the workers, and what is exported has the built-in one with the same variables.
     """
     frames, size = config.sampling.frames, config.faces.size
-    network = backbone(config)
+    network = backbone(config, normalization)
     clip = keras.Input((frames, size, size, 3), dtype="uint8", name="frames")
     images = ops.reshape(clip, (-1, size, size, 3))  # (batch * T, S, S, 3)
     features = network(images)  # (batch * T, C)
@@ -51,33 +53,32 @@ def head(features: Any, config: Config) -> Any:
     return layers.Dense(1, name="logit", dtype="float32")(pooled)
 
 
-def backbone(config: Config) -> keras.Model:
+def backbone(config: Config, normalization: Normalization = layers.BatchNormalization) -> keras.Model:
     """uint8 or float images (batch, S, S, 3) of 0..255 -> float32 features (batch, C)."""
     size = config.faces.size
     if config.model.backbone == "mobilenet_v3_small":
-        return _mobilenet_v3_small(size)
+        return _mobilenet_v3_small(size, normalization)
     if config.model.backbone == "seed":
         return _seed(size)
-    return _compact(size)
+    return _compact(size, normalization)
 
 
-def _compact(size: int) -> keras.Model:
+def _compact(size: int, normalization: Normalization) -> keras.Model:
     """0.30M parameters: four strided stages, wide where the image is small; traces of blending are fine detail."""
     image = keras.Input((size, size, 3), name="image")
     x = layers.Rescaling(1 / 127.5, offset=-1)(image)
     for filters in (24, 48, 64, 96):
         x = layers.Conv2D(filters, 3, strides=2, padding="same", use_bias=False)(x)
-        x = _normalised(x)
+        x = _normalised(x, normalization)
     x = layers.Conv2D(128, 3, padding="same", use_bias=False)(x)
-    x = _normalised(x)
+    x = _normalised(x, normalization)
     x = layers.SeparableConv2D(192, 3, padding="same", use_bias=False)(x)
-    x = _normalised(x)
+    x = _normalised(x, normalization)
     return keras.Model(image, layers.GlobalAveragePooling2D()(x), name=BACKBONE)
 
 
-def _normalised(x: Any) -> Any:
-    # Without `synchronized` each worker would keep moving statistics of its own slice.
-    return layers.ReLU()(layers.BatchNormalization(momentum=MOMENTUM, synchronized=True)(x))
+def _normalised(x: Any, normalization: Normalization) -> Any:
+    return layers.ReLU()(normalization(momentum=MOMENTUM)(x))
 
 
 def _seed(size: int) -> keras.Model:
@@ -89,20 +90,20 @@ def _seed(size: int) -> keras.Model:
     return keras.Model(image, layers.Flatten()(x), name=BACKBONE)
 
 
-def _mobilenet_v3_small(size: int) -> keras.Model:
+def _mobilenet_v3_small(size: int, normalization: Normalization) -> keras.Model:
     """Howard et al., "Searching for MobileNetV3", 2019, without its classifier; 0.94M parameters."""
     plain = keras.applications.MobileNetV3Small(
         input_shape=(size, size, 3), include_top=False, weights=None, pooling="avg", name=BACKBONE
     )
 
-    def synchronized(layer: keras.Layer) -> keras.Layer:
-        """keras.applications has no switch for synchronized statistics, and its momentum suits long runs only."""
+    def replaced(layer: keras.Layer) -> keras.Layer:
+        """keras.applications has no switch for the kind of BatchNorm, and its momentum suits long runs only."""
         settings = layer.get_config()
         if isinstance(layer, layers.BatchNormalization):
-            settings |= {"synchronized": True, "momentum": MOMENTUM}
+            return normalization.from_config(settings | {"momentum": MOMENTUM})
         return layer.__class__.from_config(settings)
 
-    return keras.models.clone_model(plain, clone_function=synchronized)
+    return keras.models.clone_model(plain, clone_function=replaced)
 
 
 def load_backbone_weights(model: keras.Model, path: Path, sha256: str = "") -> None:
