@@ -76,7 +76,6 @@ def run_demo(videos: Path, run_uri: str, settings: Settings, *, verbose: bool = 
         return status
     clips = held_out(videos, [video.path for video in load_plan(run)[1] if video.split == "test"])
     print(f"\njudging a real and a fake clip of the test split, {' and '.join(path.name for path in clips)}")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or TensorFlow's notes on the machine bury the verdicts
     verdicts = predict(f"{run.uri}/{layout.MODEL}", [str(path) for path in clips])
     print(to_text(verdicts) + "\n")
     metrics = json.loads(run.read(layout.REPORT_METRICS))

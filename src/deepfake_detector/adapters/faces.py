@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -53,8 +56,9 @@ class FaceDetector:
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
-        self._interpreter = Interpreter(str(weights_path()), num_threads=1)
-        self._interpreter.allocate_tensors()
+        with _silent_stderr():  # LiteRT announces its delegate there; errors are exceptions
+            self._interpreter = Interpreter(str(weights_path()), num_threads=1)
+            self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
         outputs = {detail["shape"][-1]: detail["index"] for detail in self._interpreter.get_output_details()}
         self._boxes, self._logits = outputs[16], outputs[1]
@@ -81,6 +85,19 @@ class FaceDetector:
         found = _weighted_nms(points[whole], scores[chosen][whole])
         offset = np.array([pad_x, pad_y], np.float32) / INPUT
         return [_detection((merged - offset) * side, score) for merged, score in found]
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Send what native code writes to file descriptor 2 nowhere."""
+    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+        os.close(nowhere)
 
 
 def _letterbox(rgb: npt.NDArray[np.uint8]) -> tuple[Array, tuple[float, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -186,6 +187,7 @@ def _printable(text: str) -> str:
 
 def _load(folder: Path, size: int) -> Callable[[Sequence[FaceSequence]], list[float]]:
     """A function from sequences to their natural logits, by the SavedModel in `folder`."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or its notes on the machine bury the verdicts
     import tensorflow as tf
 
     from deepfake_detector.training.dataset import decode_images
