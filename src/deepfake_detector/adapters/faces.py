@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -18,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from ai_edge_litert.interpreter import Interpreter
 
+from deepfake_detector.adapters.quiet import silent_stderr
 from deepfake_detector.core.boxes import Box, Detection
 from deepfake_detector.core.errors import ConfigError
 
@@ -56,7 +54,7 @@ class FaceDetector:
 
     def __init__(self, threshold: float) -> None:
         self._threshold = threshold
-        with _silent_stderr():  # LiteRT announces its delegate there; errors are exceptions
+        with silent_stderr():
             self._interpreter = Interpreter(str(weights_path()), num_threads=1)
             self._interpreter.allocate_tensors()
         self._input = self._interpreter.get_input_details()[0]["index"]
@@ -85,19 +83,6 @@ class FaceDetector:
         found = _weighted_nms(points[whole], scores[chosen][whole])
         offset = np.array([pad_x, pad_y], np.float32) / INPUT
         return [_detection((merged - offset) * side, score) for merged, score in found]
-
-
-@contextmanager
-def _silent_stderr() -> Iterator[None]:
-    """Send what native code writes to file descriptor 2 nowhere."""
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-        os.close(nowhere)
 
 
 def _letterbox(rgb: npt.NDArray[np.uint8]) -> tuple[Array, tuple[float, float]]:

@@ -97,7 +97,7 @@ def _draw_reliability(axes: Any, labels: Any, probabilities: Any, document: Mapp
             color=MUTED,
         )
     axes.plot(centres, shares, "o-", color=REAL, linewidth=2, markersize=6, label="numbers: videos in the bin")
-    axes.legend(loc="upper left", frameon=False, fontsize=9)
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
 
 
 def _draw_histogram(axes: Any, labels: Any, probabilities: Any, document: Mapping[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -13,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from deepfake_detector.adapters.machine import cpu_limit
+from deepfake_detector.adapters.quiet import silent_stderr
 from deepfake_detector.adapters.storage import checked_name, fetch_file, is_copy, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.calibration import UNDECIDED, Calibration, mean_by_track
@@ -187,12 +187,13 @@ def _printable(text: str) -> str:
 
 def _load(folder: Path, size: int) -> Callable[[Sequence[FaceSequence]], list[float]]:
     """A function from sequences to their natural logits, by the SavedModel in `folder`."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # or its notes on the machine bury the verdicts
-    import tensorflow as tf
+    with silent_stderr():  # or notes on the machine bury the verdicts
+        import tensorflow as tf
+
+        loaded = tf.saved_model.load(str(folder))
 
     from deepfake_detector.training.dataset import decode_images
 
-    loaded = tf.saved_model.load(str(folder))
     serve = loaded.signatures["serving_default"]
     decode_clip = tf.function(
         lambda images: decode_images(images, size), input_signature=[tf.TensorSpec((None,), tf.string)]
