@@ -24,7 +24,7 @@ help: ## This list
 
 .PHONY: test
 test: $(STAMP) ## All tests that need no cluster (REAL_CLIPS=folder adds those on real clips)
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy, and the direction of dependencies
