@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import os
 import shutil
 import sys
@@ -12,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.cli import exit_status
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, ConfigError, DetectorError
+from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, ConfigError
 from demo.summary import summary
 from demo.synthesise import Settings, check, describe, held_out, synthesise
 
@@ -23,22 +23,12 @@ SETTINGS = "demo.json"  # in the run: the settings of the set that it was made f
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo and return its exit status; what is done already is not done again."""
     arguments = _parse(argv)
-    logging.basicConfig(level=logging.INFO if arguments.debug else logging.WARNING, format="%(levelname)s %(message)s")
-    try:
-        return run_demo(
-            arguments.videos,
-            arguments.run,
-            Settings(groups=arguments.groups, strength=arguments.strength),
-            verbose=arguments.debug,
-        )
-    except DetectorError as error:
-        if arguments.debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("stopped: the same command again goes on from here", file=sys.stderr)
-        return 130
+
+    def work() -> int:
+        settings = Settings(groups=arguments.groups, strength=arguments.strength)
+        return run_demo(arguments.videos, arguments.run, settings, verbose=arguments.debug)
+
+    return exit_status(work, debug=arguments.debug)
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from deepfake_detector.adapters.machine import cpu_limit
 from deepfake_detector.core.config import require_same
 from deepfake_detector.core.errors import ConfigError, DataError
 from demo import clips
@@ -60,7 +61,7 @@ def synthesise(folder: Path, settings: Settings, processes: int = 0) -> bool:
     for part in range(PARTS):
         shutil.rmtree(_part(folder, part), ignore_errors=True)
         _part(folder, part).mkdir()
-    _write_clips(folder, settings, processes or len(os.sched_getaffinity(0)))
+    _write_clips(folder, settings, processes or cpu_limit())
     _write_broken(_part(folder, PARTS - 1), settings)
     for part in range(PARTS):
         (_part(folder, part) / "metadata.json").write_text(json.dumps(_metadata(part, settings), indent=1) + "\n")

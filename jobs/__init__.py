@@ -1,1 +1,1 @@
-"""Entrypoints of pods and local processes. Only these modules read the environment."""
+"""Entrypoints of pods and local processes. Only these modules read settings from the environment."""

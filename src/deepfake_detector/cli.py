@@ -16,14 +16,19 @@ Command = Callable[[argparse.Namespace], int]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status (errors.py); a traceback is shown only with --debug."""
+    """Run one command and return its exit status (errors.py)."""
     arguments = _parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO if arguments.debug else logging.WARNING, format="%(levelname)s %(message)s")
     command: Command = arguments.command
+    return exit_status(lambda: command(arguments), debug=arguments.debug)
+
+
+def exit_status(work: Callable[[], int], *, debug: bool) -> int:
+    """Do the work; a failure is one line on stderr, and a traceback only with `debug`."""
+    logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(message)s")
     try:
-        return command(arguments)
+        return work()
     except DetectorError as error:
-        if arguments.debug:
+        if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
@@ -34,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) is gone; Python would otherwise complain once more while it flushes at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK
+    except Exception as error:
+        if debug:
+            raise
+        print(f"error: unexpected {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -93,8 +103,6 @@ def _local(arguments: argparse.Namespace) -> int:
     assignments = list(arguments.set)
     if arguments.workers is not None:
         assignments.append(f"train.workers={arguments.workers}")
-    if arguments.videos and arguments.records:
-        raise ConfigError(f"--videos {arguments.videos}: expected nothing, since --records brings its own videos")
     if not arguments.videos and not arguments.records:
         raise ConfigError("--videos: expected a folder or gs:// prefix with labelled videos (or --records)")
     run, config = prepare_run(

@@ -98,6 +98,31 @@ def test_threads_of_a_run_stay_on_another_machine(tmp_path):
     assert again.train.threads == 7
 
 
+def test_threads_are_shared_anew_until_training_has_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr("deepfake_detector.stages.prepare.cpu_limit", lambda: 4)
+    assert prepare(tmp_path, "train.workers=1")[1].train.threads == 4
+    run, config = prepare(tmp_path, "train.workers=2")
+    assert config.train.threads == 2
+    mark_trained(run, config)
+    monkeypatch.setattr("deepfake_detector.stages.prepare.cpu_limit", lambda: 8)
+    assert prepare(tmp_path, "train.workers=2")[1].train.threads == 2
+
+
+def test_backbone_weights_that_are_not_there_are_refused_at_once(tmp_path):
+    with pytest.raises(NotFoundError, match=r"model\.weights=.*none\.weights\.h5: not found"):
+        prepare(tmp_path, f"model.weights={tmp_path}/none.weights.h5")
+    assert not (tmp_path / "run").exists()
+
+
+def test_videos_and_records_may_agree(tmp_path):
+    first, config = prepare(tmp_path)
+    again = {"recipe": "demo", "assignments": [], "records": first.uri}
+    _, second = prepare_run(str(tmp_path / "second"), videos=config.data.videos, **again)
+    assert second.data.videos == config.data.videos
+    with pytest.raises(ConfigError, match=r"--videos .*other: expected .*videos, from which"):
+        prepare_run(str(tmp_path / "third"), videos=str(tmp_path / "other"), **again)
+
+
 def test_records_bring_their_settings(tmp_path):
     first, _ = prepare(tmp_path, "faces.size=48", "sampling.frames=4")
     run, config = prepare(tmp_path, "train.epochs=2", run="second", records=first.uri)

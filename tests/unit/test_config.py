@@ -27,6 +27,10 @@ def test_every_recipe_is_valid_and_says_its_name(recipe):
         pytest.param("train.workers=3", ["global_batch=16", "multiple of workers=3"], id="batch not divisible"),
         pytest.param("data.test=0.99", ["validation + test = 1.14", "less than 1"], id="nothing left to train on"),
         pytest.param("faces.smoothing_frames=4", ["smoothing_frames=4", "odd"], id="even window"),
+        pytest.param("train.seed=4294967296", ["train.seed", "less than 4294967296"], id="seed of more than 32 bits"),
+        pytest.param(
+            f"model.weights_sha256={'0' * 64}", ["without weights", "model.weights"], id="checksum of nothing"
+        ),
         pytest.param("train.epochs", ["train.epochs", "key=value"], id="no equals sign"),
     ],
 )
@@ -36,6 +40,13 @@ def test_a_bad_setting_is_refused_by_name_value_and_expectation(assignment, says
     message = str(refusal.value)
     assert all(part in message for part in says), message
     assert "\n" not in message
+
+
+def test_a_backbone_that_the_crops_are_too_small_for_is_refused():
+    with pytest.raises(
+        ConfigError, match=r"^model\.backbone=mobilenet_v3_small with faces\.size=16: expected at least 32"
+    ):
+        resolve("demo", ["model.backbone=mobilenet_v3_small", "faces.size=16"])
 
 
 def test_an_unknown_recipe_names_the_known_ones():

@@ -63,6 +63,12 @@ class Storage(Protocol):
         """Remove the object; nothing happens when it is not there."""
 
 
+def open_object(uri: str) -> tuple[Storage, str]:
+    """The storage that holds one object, and its name there; uri: a file's path or gs://bucket/name."""
+    folder, slash, name = uri.rpartition("/")
+    return open_storage(folder or slash or "."), name
+
+
 def checked_name(name: str) -> str:
     """`name` itself; raises ConfigError unless it is a relative path that stays inside its root."""
     if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from deepfake_detector.core.errors import ConfigError
 
 Stage = Literal["plan", "preprocess", "train", "export"]
+SMALLEST_CROP = {"mobilenet_v3_small": 32}  # pixels: it halves its input five times
 
 
 class Section(BaseModel):
@@ -81,6 +82,12 @@ class Model(Section):
     lstm_units: int = Field(64, ge=1, le=4096)
     dropout: float = Field(0.2, ge=0, lt=1)
 
+    @model_validator(mode="after")
+    def _checksum_is_of_something(self) -> Self:
+        if self.weights_sha256 and self.weights == "none":
+            raise ValueError("weights_sha256 without weights: expected model.weights as well")
+        return self
+
 
 class Train(Section):
     workers: int = Field(1, ge=1, le=256, description="processes under MultiWorkerMirroredStrategy")
@@ -92,7 +99,7 @@ class Train(Section):
     schedule: Literal["constant", "cosine", "plateau"] = "cosine"
     warmup_steps: int = Field(0, ge=0)
     patience: int = Field(0, ge=0, description="epochs without a better validation log loss; 0: never stop early")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**32)
     balanced: bool = Field(True, description="half of every batch real, half fake")
     augment: bool = True
     threads: int = Field(0, ge=0, description="intra-op threads per worker; 0: from the CPU limit, then frozen")
@@ -138,6 +145,15 @@ class Config(Section):
     train: Train = Train()
     export: Export = Export()
     operations: Operations = Operations()
+
+    @model_validator(mode="after")
+    def _backbone_fits_the_crop(self) -> Self:
+        least = SMALLEST_CROP.get(self.model.backbone, 0)
+        if self.faces.size < least:
+            raise ValueError(
+                f"model.backbone={self.model.backbone} with faces.size={self.faces.size}: expected at least {least}"
+            )
+        return self
 
 
 STAGE_SECTIONS: Mapping[Stage, tuple[str, ...]] = {
@@ -201,7 +217,7 @@ def parse(dump: Mapping[str, Any], where: str) -> Config:
         name = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         if first["type"] == "value_error":
-            raise ConfigError(f"{name}: {message} ({where})") from None
+            raise ConfigError(f"{name + ': ' if name else ''}{message} ({where})") from None
         if first["type"] == "extra_forbidden":
             expected = ", ".join(flat(Config()))
             raise ConfigError(f"{name}={first['input']}: expected one of {expected} ({where})") from None

@@ -28,6 +28,11 @@ def has_config(run: Storage) -> bool:
     return run.exists(layout.CONFIG)
 
 
+def has_begun(run: Storage, stage: Stage) -> bool:
+    """The stage has committed something, a checkpoint for instance."""
+    return any(stage == begun for begun, _, _ in _markers(run))
+
+
 def load_config(run: Storage) -> Config:
     """The resolved settings of the run; raises NotFoundError before anything was submitted to it."""
     return settings.parse(_document(run)["resolved"], f"{run.uri}/{layout.CONFIG}")
