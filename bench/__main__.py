@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PARTS = ("preprocess", "train")
+PARTS = ("preprocess", "train", "control")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,6 +44,10 @@ def _measure(part: str, clips: str) -> list[dict[str, Any]]:
         from bench import preprocess
 
         return preprocess.run(Path(clips))
+    if part == "control":
+        from bench import control
+
+        return control.run()
     from bench import train
 
     return train.run()

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from deepfake_detector.adapters.machine import cpu_limit
 from deepfake_detector.core.config import Config, override
 from deepfake_detector.core.topology import ALONE, Cluster, parse_tf_config
 
@@ -116,8 +117,10 @@ def measure_form(backbone: str, form: str) -> dict[str, Any]:
     from deepfake_detector.training.model import build
     from deepfake_detector.training.normalization import SynchronizedBatchNormalization
     from deepfake_detector.training.step import compile_step, make_optimizer
+    from deepfake_detector.training.worker import configure_tensorflow
 
     config = settings(backbone)
+    configure_tensorflow(cpu_limit())
     keras.utils.set_random_seed(0)
     model = build(config, SynchronizedBatchNormalization) if form == "folded" else build_time_distributed(config)
     optimizer = make_optimizer(config.train)
@@ -129,14 +132,13 @@ def measure_form(backbone: str, form: str) -> dict[str, Any]:
 
 
 def build_time_distributed(config: Config) -> Any:
-    """The same model with the backbone under TimeDistributed."""
+    """The same model as Keras' own layers give it: the backbone under TimeDistributed, BatchNormalization built in."""
     import keras
 
     from deepfake_detector.training.model import backbone, head
-    from deepfake_detector.training.normalization import SynchronizedBatchNormalization
 
     clip = keras.Input((config.sampling.frames, config.faces.size, config.faces.size, 3), dtype="uint8")
-    network = backbone(config, SynchronizedBatchNormalization)
+    network = backbone(config)
     return keras.Model(clip, head(keras.layers.TimeDistributed(network)(clip), config))
 
 
