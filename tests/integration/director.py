@@ -16,9 +16,9 @@ from typing import Any
 from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, override
+from deepfake_detector.core.topology import PORTS
 from deepfake_detector.stages.runs import save_config
 from deepfake_detector.supervisor.attempts import Attempt
-from deepfake_detector.supervisor.policy import PORTS
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0  # seconds for an event that must come

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT
+from deepfake_detector.core.topology import port as port_of
 from deepfake_detector.supervisor.policy import (
-    PORTS,
     Action,
     Close,
     Completed,
@@ -30,7 +30,7 @@ KILLED = "killed by signal 9 (SIGKILL)"
 
 def begins(attempt: int) -> list[Action]:
     """What two workers are told when an attempt begins."""
-    port = 2222 + attempt % PORTS
+    port = port_of(2222, attempt)
     cluster = (f"10.0.0.1:{port}", f"10.0.0.2:{port}")
     return [Open(attempt, (W0, W1)), Start(0, attempt, 0, cluster), Start(1, attempt, 1, cluster)]
 

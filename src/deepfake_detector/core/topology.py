@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from deepfake_detector.core.errors import ConfigError
 
-PORT_CYCLE = 8
+PORTS = 8  # each worker owns this many TensorFlow ports
 
 
 @dataclass(frozen=True)
@@ -59,4 +59,4 @@ def parse_tf_config(text: str) -> Cluster:
 
 def port(base: int, attempt: int) -> int:
     """TensorFlow's port in an attempt: it moves on each time, so that a stale peer of the last one can't join."""
-    return base + attempt % PORT_CYCLE
+    return base + attempt % PORTS

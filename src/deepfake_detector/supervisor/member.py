@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import EXIT_OK, DetectorError, WaitError
+from deepfake_detector.core.topology import Cluster
 from deepfake_detector.supervisor import wire
 from deepfake_detector.supervisor.child import Child, End, follow, tail
 from deepfake_detector.supervisor.keeper import Peer
@@ -114,12 +114,11 @@ class Member:
             writer.close()
 
     async def _start(self, writer: asyncio.StreamWriter, attempt: int, rank: int, cluster: list[str]) -> None:
-        tf_config = {"cluster": {"worker": cluster}, "task": {"type": "worker", "index": rank}}
         environment = {
             **self._place.environment,
             "RUN": self._run.uri,
             "SCRATCH": str(self._place.scratch),
-            "TF_CONFIG": json.dumps(tf_config),
+            "TF_CONFIG": Cluster(rank, tuple(cluster)).tf_config(),
             "ATTEMPT": str(attempt),
         }
         await self._end_child()

@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT
+from deepfake_detector.core.topology import PORTS as PORTS
+from deepfake_detector.core.topology import port
 
 COMPLETE = "training is complete"
-PORTS = 8  # each worker owns this many TensorFlow ports, so that a stale peer never meets a new attempt
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Worker:
     base_port: int
 
     def address(self, attempt: int) -> str:
-        return f"{self.host}:{self.base_port + attempt % PORTS}"
+        return f"{self.host}:{port(self.base_port, attempt)}"
 
 
 @dataclass(frozen=True)
