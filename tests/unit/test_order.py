@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deepfake_detector.core.config import Config, override
 from deepfake_detector.core.errors import DataError
-from deepfake_detector.core.order import Order, global_batch, padded_share, permutation, worker_slice
+from deepfake_detector.core.order import Order, padded_share, permutation, worker_slice
 
 
 def config_of(**train: object) -> Config:
@@ -34,8 +34,8 @@ def test_workers_slices_join_to_the_batch_and_are_balanced(
 ) -> None:
     labels = labels_of(sizes)
     config = config_of(global_batch=2 * share * workers, workers=workers)
-    batch = global_batch(step, labels, config)
-    alone = global_batch(step, labels, config_of(global_batch=2 * share * workers, workers=1))
+    batch = Order(labels, config).global_batch(step)
+    alone = Order(labels, config_of(global_batch=2 * share * workers, workers=1)).global_batch(step)
     slices = [[batch[i] for i in worker_slice(len(batch), rank, workers)] for rank in range(workers)]
     assert list(chain.from_iterable(slices)) == batch == alone
     for mine in slices:
@@ -43,7 +43,7 @@ def test_workers_slices_join_to_the_batch_and_are_balanced(
 
 
 @few
-@given(sizes=class_sizes, half=half_batches, seed=st.integers(0, 2**70), passes=st.integers(1, 3))
+@given(sizes=class_sizes, half=half_batches, seed=st.integers(0, 2**32 - 1), passes=st.integers(1, 3))
 def test_each_pass_of_a_class_covers_it_exactly_once(sizes: tuple[int, int], half: int, seed: int, passes: int) -> None:
     labels = labels_of(sizes)
     order = Order(labels, config_of(global_batch=2 * half, seed=seed))

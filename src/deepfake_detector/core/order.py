@@ -71,11 +71,6 @@ class Order:
         return batch.tolist()
 
 
-def global_batch(step: int, labels: Sequence[int] | npt.NDArray[np.int64], config: Config) -> list[int]:
-    """`Order(labels, config).global_batch(step)`, for one step."""
-    return Order(labels, config).global_batch(step)
-
-
 def worker_slice(count: int, rank: int, workers: int) -> range:
     """Positions of worker `rank` in a batch of `count`, which `workers` divides."""
     share = count // workers
