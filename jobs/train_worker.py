@@ -3,7 +3,7 @@
 RUN        folder or gs:// URI of the run, whose config.json holds all settings
 TF_CONFIG  who takes part; empty for one worker alone
 ATTEMPT    number of this attempt, for the log
-SCRATCH    folder of this worker's own
+SCRATCH    a folder on local disk, of this worker's own
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ def _train(environment: Mapping[str, str]) -> None:
     from deepfake_detector.training.worker import run_worker
     from jobs.environment import required
 
-    run = open_storage(required(environment, "RUN"))
+    run, scratch = open_storage(required(environment, "RUN")), Path(required(environment, "SCRATCH"))
     cluster = parse_tf_config(environment.get("TF_CONFIG", ""))
-    scratch = Path(environment.get("SCRATCH") or f"scratch-{cluster.rank}")
     logging.info("attempt %s, worker %d of %d", environment.get("ATTEMPT", ""), cluster.rank, cluster.workers)
     run_worker(run.uri, load_config(run), cluster, scratch, records_storage(run).uri)
 

@@ -25,6 +25,7 @@ from deepfake_detector.training import checkpoints
 from deepfake_detector.training.dataset import open_records, open_split
 from deepfake_detector.training.logs import read_metrics
 from deepfake_detector.training.worker import run_worker
+from jobs.train_worker import main
 from tests.make_records import make_run, tiny
 
 ROOT = Path(__file__).parents[2]
@@ -173,6 +174,13 @@ def test_a_peer_that_never_comes_ends_the_worker(tmp_path: Path) -> None:
     assert "make_strategy" in errors
 
 
+@pytest.mark.parametrize("name", ["RUN", "SCRATCH"])
+def test_a_missing_variable_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    environment = {"RUN": str(tmp_path / "run"), "SCRATCH": str(tmp_path / "scratch")}
+    assert main(environment | {name: ""}) == EXIT_PERMANENT
+    assert capsys.readouterr().err == f"error: {name}: not set (environment)\n"
+
+
 @pytest.fixture
 def small_run(tmp_path: Path) -> Path:
     make_run(tmp_path / "run", tiny(), COUNTS)
@@ -225,9 +233,10 @@ def test_settings_that_do_not_fit_are_refused(
 def test_too_many_lost_videos_are_refused(small_run: Path) -> None:
     run = open_storage(str(small_run))
     summary = decode(RecordsSummary, run.read(layout.RECORDS_SUMMARY), "the test")
-    failed = summary.model_copy(update={"verdict": "fail", "lost_fraction": 0.4})
+    failed = summary.model_copy(update={"lost_fraction": 0.4, "outcomes": {"ok": {"real": 24}, "no_face": {"real": 16}}})
     run.write(layout.RECORDS_SUMMARY, failed.encode())
-    with pytest.raises(DataError, match=r"40.0% of 40 videos lost: expected at most limits.max_lost_fraction=0.2"):
+    lost = r"40\.0% .* lost \(no_face 16\): expected at most operations\.max_lost_fraction=0\.2"
+    with pytest.raises(DataError, match=lost):
         run_worker(run.uri, tiny(), ALONE, small_run, run.uri)
 
 
