@@ -6,7 +6,7 @@ stage which finds its marker does nothing, and one made with other settings is r
 
 from __future__ import annotations
 
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -71,7 +71,8 @@ class RecordsSummary(Marker):
     """Marker of preprocessing: totals over all shards and the plan's own losses.
 
     outcomes: outcome -> label ("real", "fake", "unknown") -> videos. sequences: split -> label -> records.
-    verdict: "pass", or "fail" when the lost fraction is above limits.max_lost_fraction.
+    lost_fraction: of the labelled videos. metadata_auc: AUC of a baseline that sees only size, rate, codec and
+    duration; None where the training split, or the held-out ones together, lack a class.
     """
 
     shards: int
@@ -82,8 +83,7 @@ class RecordsSummary(Marker):
     frames_sampled: int
     frames_detected: int
     frames_filled: int
-    verdict: Literal["pass", "fail"]
-    metadata_auc: float | None  # AUC of a baseline that sees only size, fps, codec, duration; None: no test split
+    metadata_auc: float | None
     warnings: list[str]
 
 
@@ -121,7 +121,7 @@ class TrainState(Document):
 
 
 class CheckpointMarker(Marker):
-    """Commits one checkpoint: its files and the state that goes with them. machine: CPU model, flags that matter."""
+    """Commits one checkpoint: its files and the state that goes with them. machines: CPU model, flags that matter."""
 
     step: int
     state: TrainState
