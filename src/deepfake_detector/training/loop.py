@@ -73,7 +73,7 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
     # Model
     order = Order(task.train.labels, config)
     total_steps = config.train.epochs * order.steps_per_epoch
-    keras.utils.set_random_seed(config.train.seed % 2**32)
+    keras.utils.set_random_seed(config.train.seed)
     with strategy.scope():
         model = build(config, SynchronizedBatchNormalization)
         optimizer = make_optimizer(config.train)
