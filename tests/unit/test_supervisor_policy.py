@@ -81,6 +81,11 @@ def begins(attempt: int) -> list[Action]:
             [Close(1, "training is complete"), Finish(EXIT_OK, "training is complete")],
             id="complete",
         ),
+        pytest.param(
+            [*BOTH, Ended(1, 1, -9, KILLED), Completed()],
+            [Finish(EXIT_OK, "training is complete")],
+            id="complete after the attempt has ended: its reason stays",
+        ),
         pytest.param([*BOTH, Completed(), Ended(0, 1, 75, "exit 75"), Left(1), Joined(W1)], [], id="nothing after it"),
         pytest.param([*BOTH, Ended(1, 0, -9, KILLED)], [], id="an end of an earlier attempt"),
         pytest.param([*BOTH, Left(7)], [], id="a stranger leaves"),

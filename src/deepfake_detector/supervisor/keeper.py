@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, WaitError
+from deepfake_detector.core.errors import WaitError
 from deepfake_detector.supervisor import wire
 from deepfake_detector.supervisor.attempts import AttemptWorker, History
 from deepfake_detector.supervisor.policy import (
@@ -76,7 +76,7 @@ class Keeper:
             await self._hang_up()
 
     async def _next_event(self) -> Event:
-        """The next event. Where it could end the run, training's marker has the last word on how."""
+        """The next event. Where it could end an attempt, training's marker has the last word on how."""
         missing = ", ".join(f"{index} ({self._peers[index]})" for index in self._policy.missing)
         now = asyncio.get_running_loop().time()
         if not missing:
@@ -93,8 +93,7 @@ class Keeper:
                 f"worker {missing}: not there after {self._patience:g} s, expected its supervisor to register "
                 "(operations.rendezvous_seconds)"
             ) from None
-        claims = isinstance(event, Ended) and event.status in (EXIT_OK, EXIT_PERMANENT)
-        if (claims or self._policy.last_one) and await self._complete():
+        if isinstance(event, Ended | Left) and await asyncio.to_thread(self._run.exists, layout.TRAINED):
             return Completed()
         return event
 
@@ -115,15 +114,9 @@ class Keeper:
                 case Close(attempt, reason):
                     log.info("attempt %d ended: %s", attempt, reason)
                     await asyncio.to_thread(self._history.close, reason)
-                    if not self._policy.finished and await self._complete():
-                        await self._perform(self._policy.handle(Completed()))
-                        return
                 case Finish(status, message):
                     for index in self._links:
                         self._send(index, {"type": "finish", "status": status, "message": message})
-
-    async def _complete(self) -> bool:
-        return await asyncio.to_thread(self._run.exists, layout.TRAINED)
 
     def _send(self, index: int, message: wire.Message) -> None:
         if index in self._links:  # else its Left event is under way

@@ -131,8 +131,9 @@ class Rendezvous:
                 actions = self._left(index)
             case Ended():
                 actions = self._ended(event)
-            case Completed():
-                actions = self._finish(EXIT_OK, COMPLETE)
+            case Completed():  # an attempt that has ended keeps the reason it has
+                actions = [Close(self.attempt, COMPLETE)] if self.open else []
+                actions += self._finish(EXIT_OK, COMPLETE)
         return actions or self._begin()
 
     def _left(self, index: int) -> list[Action]:
@@ -148,7 +149,7 @@ class Rendezvous:
         self.running.discard(event.index)
         reason = f"worker {event.index}: {event.reason}"
         if event.status == EXIT_PERMANENT:
-            return self._finish(EXIT_PERMANENT, reason)
+            return [Close(self.attempt, reason), *self._finish(EXIT_PERMANENT, reason)]
         if event.status == EXIT_OK:
             reason += ", but training's marker is not there"
         return self._fail(reason)
@@ -157,14 +158,15 @@ class Rendezvous:
         if not self.open:
             return []
         if self.last_one:
-            return self._finish(EXIT_PERMANENT, exhausted(self.used, self.attempts, reason), reason)
+            message = exhausted(self.used, self.attempts, reason)
+            return [Close(self.attempt, reason), *self._finish(EXIT_PERMANENT, message)]
         self.open = False
         return [*(Stop(index) for index in sorted(self.running)), Close(self.attempt, reason), *self._begin()]
 
-    def _finish(self, status: int, message: str, reason: str | None = None) -> list[Action]:
+    def _finish(self, status: int, message: str) -> list[Action]:
         self.open = False
         self.finished = True
-        return [Close(self.attempt, reason or message), Finish(status, message)]
+        return [Finish(status, message)]
 
     def _begin(self) -> list[Action]:
         if self.open or self.running or self.missing:
