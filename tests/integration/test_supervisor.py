@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
+from deepfake_detector.core.errors import WaitError
+from deepfake_detector.supervisor import member
+from deepfake_detector.supervisor.keeper import Peer
+from deepfake_detector.supervisor.member import Place
 from jobs.train import main
-from tests.integration.director import FakeWorker, Stage
+from tests.integration.director import PATIENCE, TRAIN, FakeWorker, Stage
 
 KILLED = "killed by signal 9 (SIGKILL)"
 DONE = ["training is complete", "the model is exported"]
@@ -182,6 +189,17 @@ def test_peer_that_never_comes_is_named(tmp_path: Path) -> None:
             f"error: supervisor 0 ({here}): no answer for 0.5 s, expected it to keep the rendezvous "
             "(operations.rendezvous_seconds)",
         )
+
+
+def test_keeper_that_accepts_but_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a stopped process does: the kernel completes the connection for it."""
+    monkeypatch.setattr(member, "CONNECT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        peer = Peer(*silent.getsockname())
+        place = Place(1, (peer, peer), "127.0.0.1", 20_000, tmp_path, {})
+        silenced = member.Member(place, open_storage(str(tmp_path / "run")), TRAIN, patience=0.3)
+        with pytest.raises(WaitError, match=r"no answer for 0.3 s, expected it to keep the rendezvous"):
+            asyncio.run(asyncio.wait_for(silenced.run(), PATIENCE))
 
 
 def test_supervisor_of_another_run_is_refused(stage: Stage, tmp_path: Path) -> None:

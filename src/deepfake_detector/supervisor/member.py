@@ -17,7 +17,7 @@ from deepfake_detector.supervisor.child import Child, End, follow, tail
 from deepfake_detector.supervisor.keeper import Peer
 
 log = logging.getLogger(__name__)
-CONNECT_SECONDS = 5.0  # an address that nobody has answers nothing at all
+CONNECT_SECONDS = 5.0  # to the welcome: an address that nobody has, or a process that is stopped, answers nothing
 BACK_OFF_SECONDS = (0.05, 1.0)  # first and longest pause between two tries
 WIND_DOWN_SECONDS = 2.0  # for a child to end by itself once training is complete, and for the last log
 
@@ -86,15 +86,10 @@ class Member:
         """One connection: its final message, or None when it broke. No child is left afterwards."""
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                reader, writer = await asyncio.open_connection(keeper.host, keeper.port, limit=wire.MAX_LINE)
-        except (OSError, TimeoutError) as error:
-            log.debug("supervisor 0 (%s): %s", keeper, error)
+                reader, writer = await self._register(keeper)
+        except OSError as error:  # TimeoutError is one
+            log.debug("supervisor 0 (%s): %r", keeper, error)
             return None
-        wire.keep_alive(writer)
-        place = self._place
-        register = {"run": self._run.uri, "index": place.index, "host": place.host, "base_port": place.base_port}
-        wire.send(writer, {"type": "register", **register})
-        welcome = await wire.receive(reader)
         try:
             while message := await wire.receive(reader):
                 match message:
@@ -109,9 +104,23 @@ class Member:
             return None
         finally:
             await self._end_child()
-            if welcome is not None:
-                self._heard = asyncio.get_running_loop().time()
+            self._heard = asyncio.get_running_loop().time()
             writer.close()
+
+    async def _register(self, keeper: Peer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection on which the rendezvous has bidden welcome; raises OSError when it is not there or refuses."""
+        reader, writer = await asyncio.open_connection(keeper.host, keeper.port, limit=wire.MAX_LINE)
+        try:
+            wire.keep_alive(writer)
+            place = self._place
+            register = {"run": self._run.uri, "index": place.index, "host": place.host, "base_port": place.base_port}
+            wire.send(writer, {"type": "register", **register})
+            if await wire.receive(reader) is None:
+                raise ConnectionError("closed before the welcome")
+        except BaseException:
+            writer.close()
+            raise
+        return reader, writer
 
     async def _start(self, writer: asyncio.StreamWriter, attempt: int, rank: int, cluster: list[str]) -> None:
         environment = {
