@@ -76,7 +76,6 @@ def make_run(folder: Path, config: Config, counts: Mapping[str, tuple[int, int]]
         frames_sampled=frames,
         frames_detected=frames,
         frames_filled=0,
-        verdict="pass",
         metadata_auc=None,
         warnings=[],
         **common,

@@ -21,7 +21,8 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, override
 from deepfake_detector.core.errors import ConfigError, DataError, WaitError
 from deepfake_detector.core.extraction import Extraction
-from deepfake_detector.core.markers import ShardReport, decode
+from deepfake_detector.core.losses import require_few_lost
+from deepfake_detector.core.markers import RecordsSummary, ShardReport, decode
 from deepfake_detector.core.outcomes import Outcome, VideoOutcome
 from deepfake_detector.core.recipes import resolve
 from deepfake_detector.core.sequences import FaceSequence
@@ -29,7 +30,7 @@ from deepfake_detector.stages.decoders import Decoders
 from deepfake_detector.stages.plan import make_plan
 from deepfake_detector.stages.preprocess import preprocess_shard
 from deepfake_detector.stages.runs import save_config
-from deepfake_detector.stages.summary import metadata_auc, require_records
+from deepfake_detector.stages.summary import finish, metadata_auc
 from tests.make_videos import scene, talking_head, write_video
 
 REPOSITORY = Path(__file__).parents[2]
@@ -65,7 +66,7 @@ def config_for(videos: Path | str, **settings: object) -> Config:
         "sampling.frames": 4,
         "faces.size": 32,
         "operations.decoders": 2,
-        "limits.max_lost_fraction": 0.4,
+        "operations.max_lost_fraction": 0.4,
     }
     return override(
         resolve("demo"), values | {key.replace("__", "."): value for key, value in settings.items()}, "test"
@@ -238,10 +239,14 @@ def test_the_shards_account_for_every_video(finished: tuple[Storage, Config]) ->
     assert bad == {"faceless": Outcome.NO_FACE, "empty": Outcome.NOT_A_VIDEO}
 
 
+def summary_of(run: Storage) -> RecordsSummary:
+    return decode(RecordsSummary, run.read(layout.RECORDS_SUMMARY), "the test")
+
+
 def test_the_summary_counts_losses_by_reason_and_label(finished: tuple[Storage, Config]) -> None:
-    summary = require_records(finished[0])
+    summary = summary_of(finished[0])
     assert summary.outcomes == {"no_face": {"fake": 1}, "not_a_video": {"real": 1}, "ok": {"fake": 5, "real": 5}}
-    assert (summary.videos, summary.lost_fraction, summary.verdict) == (12, 2 / 12, "pass")
+    assert (summary.videos, summary.lost_fraction) == (12, 2 / 12)
     assert sum(count for labels in summary.sequences.values() for count in labels.values()) == 10
     assert summary.frames_sampled == summary.frames_detected + summary.frames_filled == 40
 
@@ -280,7 +285,7 @@ def test_videos_in_a_bucket_give_the_same_sequences(
     make_plan(run, remote)
     for shard in range(2):
         preprocess_shard(run, remote, shard, scratch=tmp_path / "scratch")
-    assert require_records(run).outcomes == require_records(local).outcomes
+    assert summary_of(run).outcomes == summary_of(local).outcomes
     assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
     for name in (entry.name for entry in local.list("records/") if entry.name.endswith(".tfrecord")):
         copy = tmp_path / name
@@ -330,14 +335,24 @@ def test_a_killed_shard_is_made_again(finished: tuple[Storage, Config], tmp_path
 def test_a_video_that_is_gone_since_the_plan(videos: Path, tmp_path: Path) -> None:
     copy = tmp_path / "videos"
     shutil.copytree(videos, copy)
-    run, config = submit(tmp_path / "run", copy, data__shards=1, operations__decoders=1, limits__max_lost_fraction=0.1)
+    run, config = submit(tmp_path / "run", copy, data__shards=1, operations__decoders=1)
     make_plan(run, config)
     (copy / "real/clip 0.mp4").unlink()
     report = preprocess_shard(run, config, 0, scratch=tmp_path / "scratch")
     lost = sorted(video.outcome for video in report.videos if video.outcome != "ok")
     assert lost == [Outcome.MISSING_FILE, Outcome.NO_FACE, Outcome.NOT_A_VIDEO]
-    with pytest.raises(DataError, match=r"lost 25% of videos \(limit 10%\): missing_file 1, no_face 1, not_a_video 1"):
-        require_records(run)
+    summary = summary_of(run)
+    require_few_lost(summary, 0.25, "here")
+    said = r"here: 25\.0% of the labelled videos lost \(missing_file 1, no_face 1, not_a_video 1\): .*fraction=0\.1$"
+    with pytest.raises(DataError, match=said):
+        require_few_lost(summary, 0.1, "here")
+
+
+def test_a_higher_limit_of_losses_costs_nothing(finished: tuple[Storage, Config]) -> None:
+    run, config = finished
+    raised = override(config, {"operations.max_lost_fraction": 0.9}, "test")
+    save_config(run, raised, {})
+    assert finish(run, raised) == summary_of(run)
 
 
 @pytest.mark.parametrize(

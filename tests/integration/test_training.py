@@ -233,7 +233,8 @@ def test_settings_that_do_not_fit_are_refused(
 def test_too_many_lost_videos_are_refused(small_run: Path) -> None:
     run = open_storage(str(small_run))
     summary = decode(RecordsSummary, run.read(layout.RECORDS_SUMMARY), "the test")
-    failed = summary.model_copy(update={"lost_fraction": 0.4, "outcomes": {"ok": {"real": 24}, "no_face": {"real": 16}}})
+    outcomes = {"ok": {"real": 24}, "no_face": {"real": 16}}
+    failed = summary.model_copy(update={"lost_fraction": 0.4, "outcomes": outcomes})
     run.write(layout.RECORDS_SUMMARY, failed.encode())
     lost = r"40\.0% .* lost \(no_face 16\): expected at most operations\.max_lost_fraction=0\.2"
     with pytest.raises(DataError, match=lost):

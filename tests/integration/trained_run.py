@@ -107,7 +107,6 @@ def write_records(run: Storage, config: Config, videos: Videos, lost: Sequence[V
         frames_sampled=0,
         frames_detected=0,
         frames_filled=0,
-        verdict="pass",
         metadata_auc=0.55,
         warnings=["a warning with <markup> & more"],
     )

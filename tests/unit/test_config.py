@@ -65,6 +65,7 @@ def test_an_unknown_recipe_names_the_known_ones():
         ("train.learning_rate=0.5", "train"),
         ("export.prior=0.1", "export"),
         ("operations.attempts=3", None),
+        ("operations.max_lost_fraction=0.5", None),
     ],
 )
 def test_a_change_costs_its_own_stage_and_the_later_ones_only(setting, first_stage):

@@ -79,7 +79,6 @@ def test_records_are_described_with_every_loss_by_reason() -> None:
         frames_sampled=1,
         frames_detected=1,
         frames_filled=0,
-        verdict="fail",
         metadata_auc=None,
         warnings=["3 of 10 lost"],
     )

@@ -71,7 +71,6 @@ class Limits(Section):
     """What a video may cost before it becomes a counted loss."""
 
     max_pixels: int = Field(8192 * 4320, ge=1, description="width x height of one frame")
-    max_lost_fraction: float = Field(0.2, ge=0, le=1, description="share of lost videos above which training refuses")
 
 
 class Model(Section):
@@ -120,6 +119,7 @@ class Export(Section):
 class Operations(Section):
     """How the work is carried out. Nothing here may change a result."""
 
+    max_lost_fraction: float = Field(0.2, ge=0, le=1, description="share of lost videos above which training refuses")
     attempts: int = Field(20, ge=1, description="lives of training children, over the whole run")
     rendezvous_seconds: float = Field(300, gt=0, description="how long the workers wait for each other")
     startup_seconds: float = Field(300, gt=0, description="how long a child may take to its first step")

@@ -47,7 +47,7 @@ def demo() -> Config:
             "train.epochs": 15,
             "train.workers": 2,
             "model.dropout": 0.1,
-            "limits.max_lost_fraction": 0.1,
+            "operations.max_lost_fraction": 0.1,
         },
         "recipe 'demo'",
     )

@@ -114,7 +114,7 @@ def _records_lines(status: Status) -> list[str]:
         done = sum(shard.done for shard in status.shards)
         return [f"records   {done} of {len(status.shards)} shards done"]
     lines = [
-        f"records   done: {summary.videos} videos, lost {summary.lost_fraction:.1%} ({summary.verdict}); "
+        f"records   done: {summary.videos} videos, lost {summary.lost_fraction:.1%}; "
         f"faces detected in {summary.frames_detected} of {summary.frames_sampled} frames, "
         f"{summary.frames_filled} filled"
     ]

@@ -1,4 +1,4 @@
-"""The end of preprocessing: totals over all shards, losses by reason and label, and whether training may begin."""
+"""The end of preprocessing: totals over all shards, losses by reason and label."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from deepfake_detector.adapters.machine import code_version
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, fingerprint, require_same, stage_settings
-from deepfake_detector.core.errors import DataError
 from deepfake_detector.core.markers import RecordsSummary, ShardReport, decode
 from deepfake_detector.core.outcomes import Outcome, VideoOutcome
 from deepfake_detector.stages.plan import load_plan
@@ -47,29 +46,6 @@ def finish(run: Storage, config: Config) -> RecordsSummary | None:
     return summary
 
 
-def require_records(run: Storage) -> RecordsSummary:
-    """The summary of a run whose records may be trained on.
-
-    Raises NotFoundError before preprocessing is done and DataError when too many videos were lost.
-    """
-    where = f"{run.uri}/{layout.RECORDS_SUMMARY}"
-    summary = decode(RecordsSummary, run.read(layout.RECORDS_SUMMARY), where)
-    if summary.verdict == "fail":
-        limit = summary.settings["limits.max_lost_fraction"]
-        raise DataError(f"lost {summary.lost_fraction:.0%} of videos (limit {limit:.0%}): {reasons(summary)} ({where})")
-    return summary
-
-
-def reasons(summary: RecordsSummary) -> str:
-    """The losses in words, most frequent first: "decode_error 12, no_face 3"."""
-    lost = {
-        outcome: sum(count for label, count in labels.items() if label != "unknown")
-        for outcome, labels in summary.outcomes.items()
-        if outcome not in (Outcome.OK, Outcome.UNLABELLED)
-    }
-    return ", ".join(f"{name} {count}" for name, count in sorted(lost.items(), key=lambda item: (-item[1], item[0])))
-
-
 def summarise(reports: Sequence[ShardReport], lost_by_plan: Iterable[VideoOutcome], config: Config) -> RecordsSummary:
     """Totals of the reports. Files without a label are counted, but their loss is no reason against training."""
     settings = stage_settings(config, "preprocess")
@@ -82,7 +58,6 @@ def summarise(reports: Sequence[ShardReport], lost_by_plan: Iterable[VideoOutcom
     for entry, split in ((entry, file.split) for report in reports for file in report.files for entry in file.records):
         sequences[split][LABELS[entry.label]] += 1
     labelled = [video for video in videos if video.label is not None]
-    lost_fraction = _lost_fraction(labelled)
     auc, tested = metadata_auc(planned)
     return RecordsSummary(
         settings=settings,
@@ -90,13 +65,12 @@ def summarise(reports: Sequence[ShardReport], lost_by_plan: Iterable[VideoOutcom
         code_version=code_version(),
         shards=config.data.shards,
         videos=len(videos),
-        lost_fraction=lost_fraction,
+        lost_fraction=_lost_fraction(labelled),
         outcomes=outcomes,
         sequences=sequences,
         frames_sampled=sum(video.frames_sampled for video in planned),
         frames_detected=sum(video.frames_detected for video in planned),
         frames_filled=sum(video.frames_filled for video in planned),
-        verdict="fail" if lost_fraction > config.limits.max_lost_fraction else "pass",
         metadata_auc=auc,
         warnings=_warnings(labelled, sequences, auc, tested),
     )

@@ -12,7 +12,8 @@ from deepfake_detector.adapters.machine import code_version, cpu_limit, cpu_mode
 from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, flat, require_same, stage_settings
-from deepfake_detector.core.errors import ConfigError, DataError, WaitError
+from deepfake_detector.core.errors import ConfigError, WaitError
+from deepfake_detector.core.losses import require_few_lost
 from deepfake_detector.core.markers import RecordsSummary, TrainedMarker, decode
 from deepfake_detector.core.topology import Cluster
 from deepfake_detector.training import checkpoints
@@ -146,11 +147,7 @@ def _set_heartbeat(cluster: Cluster, seconds: int) -> None:
 def _require_usable(summary: RecordsSummary, config: Config, uri: str) -> None:
     where = f"{uri}/{layout.RECORDS_SUMMARY}"
     require_same(flat(config, "sampling", "faces"), _made_with(summary.settings), where)
-    if summary.verdict == "fail":
-        raise DataError(
-            f"{where}: {summary.lost_fraction:.1%} of {summary.videos} videos lost: expected at most "
-            f"limits.max_lost_fraction={config.limits.max_lost_fraction:g}"
-        )
+    require_few_lost(summary, config.operations.max_lost_fraction, where)
 
 
 def _made_with(settings: dict[str, Any]) -> dict[str, Any]:
