@@ -6,9 +6,11 @@ import pytest
 
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.markers import EpochMetrics, RecordsSummary
-from deepfake_detector.local.display import TrainDisplay, describe_records
+from deepfake_detector.core.markers import EpochMetrics, RecordsSummary, ShardReport
+from deepfake_detector.core.outcomes import Outcome, VideoOutcome
+from deepfake_detector.local.display import PreprocessDisplay, TrainDisplay, describe_records
 from deepfake_detector.supervisor.attempts import AttemptWorker, History
+from tests.unit.test_status import plan
 
 WORKERS = [AttemptWorker(index=0, rank=0, address="127.0.0.1:2223")]
 
@@ -87,4 +89,19 @@ def test_records_are_described_with_every_loss_by_reason() -> None:
         "  lost: no_face 2 real",
         "  lost: unlabelled 1 unknown",
         "  warning: 3 of 10 lost",
+    ]
+
+
+def test_what_came_after_the_last_refresh_is_still_shown(run: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    with PreprocessDisplay(run, 1) as display:
+        display.refresh([0])  # before there is a plan; another look is not due for a while
+        run.write(layout.PLAN, plan("split test has real videos only (3)").encode())
+        videos = [VideoOutcome(key=key, label=0, split="train", outcome=Outcome.OK) for key in "ab"]
+        report = ShardReport(settings={}, fingerprint="", code_version="", shard=0, shards=1, files=[], videos=videos)
+        run.write(layout.shard_report(0, 1), report.encode())
+        display.last_look()
+        assert (display.bar.n, display.bar.total) == (2, 2)
+    assert capsys.readouterr().out.splitlines() == [
+        "  DFDC in ./: 1 real, 1 fake",
+        "  warning: split test has real videos only (3)",
     ]

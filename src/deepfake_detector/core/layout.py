@@ -12,6 +12,7 @@ PLAN = "plan/summary.json"  # the plan's marker
 RECORDS_SUMMARY = "records/summary.json"  # preprocessing's marker
 CHECKPOINTS = "checkpoints/"
 TRAINED = "checkpoints/trained.json"  # training's marker
+ATTEMPTS = "logs/attempts/"
 METRICS = "logs/metrics.jsonl"
 TENSORBOARD = "logs/tensorboard/"
 CHARTS = "report/charts.png"  # accuracy, loss and time per epoch
@@ -53,7 +54,7 @@ def is_checkpoint_marker(name: str) -> bool:
 
 def attempt(number: int) -> str:
     """What one attempt was and why it ended: ranks, addresses, reason."""
-    return f"logs/attempts/{number:05d}.json"
+    return f"{ATTEMPTS}{number:05d}.json"
 
 
 def log(stage: str, index: int, number: int) -> str:

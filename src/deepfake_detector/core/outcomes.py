@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+LABELS = {0: "real", 1: "fake", None: "unknown"}
+
 
 class Outcome(StrEnum):
     OK = "ok"

@@ -12,12 +12,13 @@ from typing import Any
 
 from tqdm import tqdm
 
+from deepfake_detector.adapters.epochs import read_epochs
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import NotFoundError
 from deepfake_detector.core.markers import EpochMetrics, PlanSummary, RecordsSummary, ShardReport, decode
 from deepfake_detector.core.outcomes import Outcome
-from deepfake_detector.supervisor.attempts import ATTEMPTS, Attempt
+from deepfake_detector.supervisor.attempts import Attempt
 from deepfake_detector.supervisor.policy import COMPLETE
 
 LOCAL_SECONDS, REMOTE_SECONDS = 0.5, 5.0  # between two looks at the run
@@ -70,13 +71,21 @@ class PreprocessDisplay(_Display):
 
     def refresh(self, running: Collection[int]) -> None:
         """running: the shards that are being worked on; all of the others are looked for by their reports."""
-        if not self.due():
-            return
+        if self.due():
+            self._look(running)
+
+    def last_look(self) -> None:
+        """What came since the last refresh, which a stage may outrun."""
+        self._look(())
+
+    def _look(self, running: Collection[int]) -> None:
         if self._total is None and self.run.exists(layout.PLAN):
             plan = decode(PlanSummary, self.run.read(layout.PLAN), f"{self.run.uri}/{layout.PLAN}")
             self._total = sum(sum(labels.values()) for labels in plan.counts.values())
             for line in plan.found:
                 self.say(f"  {line}")
+            for warning in plan.warnings:
+                self.say(f"  warning: {warning}")
         for entry in self.run.list("records/"):
             if layout.is_shard_report(entry.name):
                 self._count(entry.name)
@@ -95,7 +104,7 @@ class TrainDisplay(_Display):
 
     def __init__(self, run: Storage) -> None:
         super().__init__(run, "train", "step")
-        epochs = self._epochs()
+        epochs = read_epochs(run)
         self._epoch = epochs[-1].epoch if epochs else 0
         self._told = {attempt.attempt for attempt in self._attempts(set())}
 
@@ -112,7 +121,7 @@ class TrainDisplay(_Display):
         """All that has not been said yet."""
         for attempt in self._attempts(self._told):
             self._tell(attempt)
-        epochs = self._epochs()
+        epochs = read_epochs(self.run)
         self._epoch = min(self._epoch, epochs[-1].epoch if epochs else 0)  # a resume cuts later epochs back
         for epoch in epochs:
             if epoch.epoch > self._epoch:
@@ -129,19 +138,12 @@ class TrainDisplay(_Display):
             self.say(f"  attempt {attempt.attempt} ended: {attempt.reason}")
 
     def _attempts(self, known: Collection[int]) -> list[Attempt]:
-        names = [entry.name for entry in self.run.list(ATTEMPTS)]
+        names = [entry.name for entry in self.run.list(layout.ATTEMPTS)]
         return [
             decode(Attempt, self.run.read(name), f"{self.run.uri}/{name}")
             for name in names
-            if int(name.removeprefix(ATTEMPTS)[:5]) not in known
+            if int(name.removeprefix(layout.ATTEMPTS)[:5]) not in known
         ]
-
-    def _epochs(self) -> list[EpochMetrics]:
-        try:
-            lines = self.run.read(layout.METRICS).splitlines()
-        except NotFoundError:
-            return []
-        return [decode(EpochMetrics, line, f"{self.run.uri}/{layout.METRICS}") for line in lines if line]
 
 
 def describe_epoch(epoch: EpochMetrics) -> str:

@@ -71,7 +71,7 @@ def _preprocess(run: Storage, config: Config, processes: Processes, scratch: Pat
         print(f"preprocess: {config.data.videos} in {shards} shards")
         with PreprocessDisplay(run, shards) as display:
             _run_shards(run, shards, processes, scratch, command, display)
-            display.refresh(())
+            display.last_look()
     if not records.exists(layout.RECORDS_SUMMARY):
         raise DataError(f"{run.uri}/{layout.RECORDS_SUMMARY}: not found, expected it from the last shard's job")
     summary = decode(RecordsSummary, records.read(layout.RECORDS_SUMMARY), f"{records.uri}/{layout.RECORDS_SUMMARY}")

@@ -17,10 +17,8 @@ from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.calibration import UNDECIDED, Calibration, best_threshold, max_by_video, mean_by_track
 from deepfake_detector.core.markers import PlanSummary, ShardReport, decode
-from deepfake_detector.core.outcomes import Outcome, VideoOutcome
+from deepfake_detector.core.outcomes import LABELS, Outcome, VideoOutcome
 from deepfake_detector.core.sequences import RecordEntry
-
-LABELS = {0: "real", 1: "fake", None: "unknown"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,8 +15,8 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.markers import RecordsSummary, decode
 from deepfake_detector.stages.evaluate import VideoScore
 from deepfake_detector.stages.plots import draw_plots
+from deepfake_detector.stages.summary import METADATA_AUC_WARNING
 
-METADATA_AUC_WARNING = 0.6
 METRICS = {
     "auc": "AUC",
     "average_precision": "Average precision",

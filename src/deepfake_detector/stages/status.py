@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from deepfake_detector.adapters.epochs import read_epochs
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import NotFoundError
+from deepfake_detector.core.errors import CorruptError, NotFoundError
 from deepfake_detector.core.markers import (
     DetectorManifest,
     Document,
@@ -42,11 +43,10 @@ class Status(Document):
 
 
 def read_status(run: Storage) -> Status:
-    """Collect the status of a run; raises NotFoundError where the folder holds no run."""
+    """Collect the status of a run; raises NotFoundError where the folder holds no run, CorruptError on damage."""
     given = load_given(run)
     records = records_storage(run)
     plan = _optional(records, layout.PLAN, PlanSummary)
-    attempts = [json.loads(run.read(entry.name)) for entry in run.list("logs/attempts/")]
     return Status(
         run=run.uri,
         given=given,
@@ -54,11 +54,11 @@ def read_status(run: Storage) -> Status:
         plan=plan,
         shards=_shards(records, plan),
         records=_optional(records, layout.RECORDS_SUMMARY, RecordsSummary),
-        epochs=_epochs(run),
+        epochs=read_epochs(run),
         trained=_optional(run, layout.TRAINED, TrainedMarker),
-        attempts=attempts,
+        attempts=[_object(run, entry.name) for entry in run.list(layout.ATTEMPTS)],
         model=_optional(run, layout.DETECTOR, DetectorManifest),
-        metrics=json.loads(run.read(layout.REPORT_METRICS)) if run.exists(layout.REPORT_METRICS) else None,
+        metrics=_object(run, layout.REPORT_METRICS) if run.exists(layout.REPORT_METRICS) else None,
     )
 
 
@@ -82,12 +82,14 @@ def _shards(records: Storage, plan: PlanSummary | None) -> list[ShardProgress]:
     ]
 
 
-def _epochs(run: Storage) -> list[EpochMetrics]:
+def _object(run: Storage, name: str) -> dict[str, Any]:
     try:
-        lines = run.read(layout.METRICS).splitlines()
-    except NotFoundError:
-        return []
-    return [decode(EpochMetrics, line, layout.METRICS) for line in lines if line.strip()]
+        value = json.loads(run.read(name))
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"{run.uri}/{name}: expected JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise CorruptError(f"{run.uri}/{name}: {type(value).__name__}: expected a JSON object")
+    return value
 
 
 def _optional(run: Storage, name: str, kind: Any) -> Any:
@@ -105,7 +107,7 @@ def _plan_lines(status: Status) -> list[str]:
     lines += [f"          {line}" for line in plan.found]
     for split, counts in plan.counts.items():
         lines.append(f"          {split:<10} " + ", ".join(f"{label} {count}" for label, count in counts.items()))
-    return lines
+    return lines + [f"          warning: {warning}" for warning in plan.warnings]
 
 
 def _records_lines(status: Status) -> list[str]:

@@ -11,12 +11,11 @@ from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, fingerprint, require_same, stage_settings
 from deepfake_detector.core.markers import RecordsSummary, ShardReport, decode
-from deepfake_detector.core.outcomes import Outcome, VideoOutcome
+from deepfake_detector.core.outcomes import LABELS, Outcome, VideoOutcome
 from deepfake_detector.stages.plan import load_plan
 
 METADATA_AUC_WARNING = 0.6
 LOSS_GAP_WARNING = 0.05  # difference of the lost shares of real and fake videos
-LABELS = {0: "real", 1: "fake", None: "unknown"}
 
 
 def finish(run: Storage, config: Config) -> RecordsSummary | None:
