@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from deepfake_detector.core import layout
 from deepfake_detector.core.datasets import Found, FoundVideo, find_videos
 from deepfake_detector.core.outcomes import Outcome
 from deepfake_detector.core.plan import group_videos
@@ -301,6 +302,60 @@ def test_losses_are_outcomes() -> None:
         "videos without a label: 2",
         "other files ignored: 1 .txt",
     ]
+
+
+KERAS = '{"keras_version": "3.13.2", "date_saved": "2026-11-23@00:00:00"}'
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        pytest.param(KERAS, id="Keras"),
+        pytest.param("[]", id="list"),
+        pytest.param('{"authors": {"first": "ann"}, "version": 2}', id="description"),
+        pytest.param("{}", id="empty"),
+    ],
+)
+@pytest.mark.parametrize("name", ["metadata.json", "real/metadata.json", "run/model/metadata.json"])
+def test_a_metadata_json_of_something_else_is_another_file(name: str, document: str) -> None:
+    found = find({"real/a.mp4": 1, "fake/a.mp4": 1, name: document})
+    assert labels(found) == {"real/a.mp4": 0, "fake/a.mp4": 1}
+    assert found.lost == []
+    assert found.lines[1:] == ["other files ignored: 1 .json"]
+
+
+def test_a_broken_metadata_json_without_videos_is_another_file() -> None:
+    assert find({"real/a.mp4": 1, "fake/a.mp4": 1, "run/metadata.json": "{"}).lost == []
+
+
+def test_a_run_below_the_videos_is_no_data() -> None:
+    videos: dict[str, str | bytes | int] = {"real/a.mp4": 1, "fake/a.mp4": 1}
+    files = [
+        layout.CONFIG,
+        layout.PLAN,
+        layout.PLAN_VIDEOS,
+        layout.RECORDS_SUMMARY,
+        layout.records("train", 0, 1),
+        layout.shard_report(0, 1),
+        layout.progress("preprocess", 0),
+        layout.log("preprocess", 0, 1),
+        layout.attempt(1),
+        layout.METRICS,
+        layout.checkpoint(8) + "state.index",
+        layout.checkpoint_marker(8),
+        layout.TRAINED,
+        layout.MODEL + "saved_model.pb",
+        layout.MODEL + "weights.h5",
+        layout.DETECTOR,
+        layout.REPORT_METRICS,
+        layout.REPORT + "scores.csv",
+        layout.REPORT + "report.html",
+        layout.CHARTS,
+    ]
+    runs = {f"{folder}/{file}": 1 for folder in ("run", "real/run") for file in files}
+    keras = {f"{folder}/{layout.MODEL}metadata.json": KERAS for folder in ("run", "real/run")}
+    found = find({**videos, **runs, **keras})
+    assert (found.videos, found.lost) == (find(videos).videos, [])
 
 
 def test_hidden_files_and_folder_placeholders_are_invisible() -> None:

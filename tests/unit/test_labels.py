@@ -14,10 +14,17 @@ BAD_JSON = '{"a.mp4": {"label": "REAL"'
     ("files", "expected"),
     [
         pytest.param(
-            {"d/metadata.json": BAD_JSON}, ["d/metadata.json", "expected valid JSON", "line 1"], id="dfdc-not-json"
+            {"d/metadata.json": BAD_JSON, "d/a.mp4": 1},
+            ["d/metadata.json", "expected valid JSON", "line 1"],
+            id="dfdc-not-json",
         ),
-        pytest.param({"metadata.json": "[" * 100_000}, ["metadata.json", "expected valid JSON"], id="dfdc-deep"),
-        pytest.param({"metadata.json": "[]"}, ["metadata.json: []", "expected an object"], id="dfdc-list"),
+        pytest.param(
+            {"metadata.json": "[" * 100_000, "d/a.mp4": 1}, ["metadata.json", "expected valid JSON"], id="dfdc-deep"
+        ),
+        pytest.param({"metadata.json": b"\xff{}", "a.mp4": 1}, ["byte 0xff at 0", "UTF-8"], id="dfdc-bytes"),
+        pytest.param(
+            {"metadata.json": '{"a": {"label": "REAL"}, "b": 3}'}, ["entry 'b'", "3", "expected"], id="dfdc-mixed"
+        ),
         pytest.param({"metadata.json": '{"a.mp4": "REAL"}'}, ["entry 'a.mp4'", "'REAL'", "expected"], id="dfdc-entry"),
         pytest.param(
             {"metadata.json": '{"a.mp4": {"is_fake": 1}}'}, ["'a.mp4'", "is_fake", "label"], id="dfdc-test-set"
@@ -31,7 +38,7 @@ BAD_JSON = '{"a.mp4": {"label": "REAL"'
             id="dfdc-original",
         ),
         pytest.param(
-            {"metadata.json": '{"a.mp4": {"label": "FAKE"}, "a.mp4": {"label": "REAL"}}'},
+            {"metadata.json": '{"a.mp4": {"label": "FAKE"}, "a.mp4": {"label": "REAL"}}', "a.mp4": 1},
             ["'a.mp4' appears twice"],
             id="dfdc-twice",
         ),

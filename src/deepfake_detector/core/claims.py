@@ -5,14 +5,12 @@ from __future__ import annotations
 import posixpath
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from deepfake_detector.core.labels import DFDC_NAME, MANIFEST_NAMES, read_dfdc, read_manifest
+from deepfake_detector.core.labels import DFDC_NAME, MANIFEST_NAMES, is_video, read_dfdc, read_manifest
 
-VIDEO_SUFFIXES = frozenset(
-    {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts", ".mts"}
-)
 LAYOUTS = ("manifest", "DFDC", "FaceForensics++", "Celeb-DF", "real/ and fake/ folders")  # in order of precedence
 
 _FFPP = re.compile(
@@ -56,7 +54,7 @@ class Listing:
     def __init__(self, sizes: Mapping[str, int], read: Callable[[str], bytes]) -> None:
         self.sizes = {name: size for name, size in sizes.items() if _visible(name)}
         self.read = read
-        self.videos = sorted(name for name in self.sizes if posixpath.splitext(name)[1].lower() in VIDEO_SUFFIXES)
+        self.videos = sorted(filter(is_video, self.sizes))
         self.metadata: set[str] = set()  # files read for their labels
         self.misnamed: dict[str, str] = {}  # video in a known layout -> why its sources, and so its group, are unknown
         self.masks: set[str] = set()  # FaceForensics++ keeps videos of masks beside the manipulated ones
@@ -69,11 +67,15 @@ class Listing:
         return path if path in self.sizes else self._composed.get(unicodedata.normalize("NFC", path), path)
 
     def named(self, names: Iterable[str]) -> list[str]:
-        """Files anywhere below the root with one of these base names, noted as metadata."""
+        """Files anywhere below the root with one of these base names."""
         wanted = set(names)
-        files = sorted(name for name in self.sizes if posixpath.basename(name).lower() in wanted)
-        self.metadata.update(files)
-        return files
+        return sorted(name for name in self.sizes if posixpath.basename(name).lower() in wanted)
+
+    def has_videos(self, folder: str) -> bool:
+        """Whether a video lies in the folder or below it."""
+        prefix = f"{folder}/" if folder else ""
+        place = bisect_left(self.videos, prefix)
+        return place < len(self.videos) and self.videos[place].startswith(prefix)
 
 
 def _visible(name: str) -> bool:
@@ -83,6 +85,7 @@ def _visible(name: str) -> bool:
 
 def manifests(listing: Listing) -> Iterator[Claim]:
     for file in listing.named(MANIFEST_NAMES):
+        listing.metadata.add(file)
         labels = read_manifest(listing.read(file), file)
         listing.ignored_columns |= dict.fromkeys(f"{column!r} of {file}" for column in labels.ignored)
         for row in labels.rows:
@@ -101,7 +104,11 @@ def manifests(listing: Listing) -> Iterator[Claim]:
 
 def dfdc(listing: Listing) -> Iterator[Claim]:
     for file in listing.named([DFDC_NAME]):
-        for row in read_dfdc(listing.read(file), file).rows:
+        labels = read_dfdc(listing.read(file), file, strict=listing.has_videos(posixpath.dirname(file)))
+        if labels is None:
+            continue
+        listing.metadata.add(file)
+        for row in labels.rows:
             name = posixpath.basename(row.path)
             yield Claim(
                 layout="DFDC",

@@ -1,7 +1,8 @@
 """Which of the listed files are labelled videos: every known layout below a folder, recognised and joined.
 
     manifest       manifest.csv, manifest.jsonl, labels.csv or labels.jsonl: path, label and, if known, group, split
-    DFDC           folders with metadata.json; `original` may lie in another part, for names are unique over parts
+    DFDC           folders with metadata.json; `original` may lie in another part, for names are unique over parts.
+                   A metadata.json that describes no video is another program's, and ignored
     FaceForensics++  original_sequences/<source>/<compression>/videos/000.mp4 and
                    manipulated_sequences/<Method>/<compression>/videos/000_003.mp4 (target_source), with the
                    DeepFakeDetection set of actors: 01__talking.mp4 and 01_02__talking__HASH.mp4

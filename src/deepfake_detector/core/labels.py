@@ -18,6 +18,9 @@ from deepfake_detector.core.layout import SPLITS
 
 DFDC_NAME = "metadata.json"
 MANIFEST_NAMES = frozenset({"manifest.csv", "manifest.jsonl", "labels.csv", "labels.jsonl"})
+VIDEO_SUFFIXES = frozenset(
+    {".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts", ".mts"}
+)
 COLUMNS = ("path", "label", "group", "split")
 
 _LABELS = {"0": 0, "real": 0, "1": 1, "fake": 1}
@@ -48,15 +51,23 @@ class LabelFile:
     ignored: tuple[str, ...] = ()
 
 
-def read_dfdc(data: bytes, file: str) -> LabelFile:
+def read_dfdc(data: bytes, file: str, *, strict: bool) -> LabelFile | None:
     """Rows of a metadata.json of the DeepFake Detection Challenge (Dolhansky et al. 2020, arXiv:2006.07397).
 
     The file maps names in its folder to {"label": "REAL" | "FAKE", "original": name | null, "split": ...}.
-    Its `split` is "train" throughout and is not taken over. Raises DataError.
+    Its `split` is "train" throughout and is not taken over. Other programs use the name too, Keras for one: None
+    when no entry has a label or is named like a video.
+
+    strict: what is no JSON at all is an error, not another program's file. Raises DataError.
     """
-    document = _json(_text(data, file), file)
-    if not isinstance(document, dict):
-        raise DataError(f"{file}: {_brief(document)}: expected an object that maps video names to their labels")
+    try:
+        document = _json(_text(data, file), file)
+    except DataError:
+        if strict:
+            raise
+        return None
+    if not isinstance(document, dict) or not any(map(_describes_video, document, document.values())):
+        return None
     rows = []
     for name, entry in document.items():
         where = f"{file}, entry {name!r}"
@@ -74,6 +85,14 @@ def read_dfdc(data: bytes, file: str) -> LabelFile:
             )
         )
     return LabelFile(rows=rows)
+
+
+def _describes_video(name: str, entry: object) -> bool:
+    return (isinstance(entry, dict) and "label" in entry) or is_video(name)
+
+
+def is_video(name: str) -> bool:
+    return posixpath.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
 def read_manifest(data: bytes, file: str) -> LabelFile:
