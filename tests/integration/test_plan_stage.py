@@ -156,6 +156,22 @@ def test_videos_that_cannot_become_a_detector_leave_no_plan(
     assert list(run.list()) == []
 
 
+@pytest.mark.gcs
+def test_an_object_whose_name_is_no_path_is_not_planned(gcs_bucket: str) -> None:
+    from google.cloud import storage as gcs
+
+    videos = open_storage(f"{gcs_bucket}/videos")
+    for number in range(4):
+        videos.write(f"real/{number}.mp4", b"real")
+        videos.write(f"fake/{number}.mp4", b"fake")
+    bucket = gcs.Client(project=None).bucket(gcs_bucket.removeprefix("gs://"))
+    bucket.blob("videos/real//9.mp4").upload_from_string(b"real")
+    run = open_storage(f"{gcs_bucket}/run")
+    summary = make_plan(run, config_for(videos.uri))
+    assert [(loss.key, loss.outcome, loss.label) for loss in summary.lost] == [("folders/real/9", Outcome.BAD_NAME, 0)]
+    assert len(load_plan(run)[1]) == 8
+
+
 def test_no_videos_setting_is_an_error_before_anything_is_listed(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.videos='': expected the folder"):
         make_plan(open_storage(str(tmp_path)), Config())

@@ -30,7 +30,7 @@ from deepfake_detector.stages.decoders import Decoders
 from deepfake_detector.stages.plan import make_plan
 from deepfake_detector.stages.preprocess import preprocess_shard
 from deepfake_detector.stages.runs import save_config
-from deepfake_detector.stages.summary import finish, metadata_auc
+from deepfake_detector.stages.summary import finish
 from tests.make_videos import scene, talking_head, write_video
 
 REPOSITORY = Path(__file__).parents[2]
@@ -376,28 +376,6 @@ def test_an_index_without_a_plan_asks_for_another_try(videos: Path, tmp_path: Pa
     result = job(run, 1)
     assert result.returncode == 75
     assert "expected index 0 to make the plan" in result.stderr.splitlines()[-1]
-
-
-def outcome(number: int, split: str, label: int, width: float) -> VideoOutcome:
-    metadata: dict[str, float | str] = {
-        "width": width,
-        "height": 10.0,
-        "fps": 25.0,
-        "seconds": 1.0,
-        "rotation": 0.0,
-        "codec": "h264",
-    }
-    return VideoOutcome(key=f"{split}{number}", label=label, split=split, outcome=Outcome.OK, metadata=metadata)
-
-
-def test_the_metadata_baseline_sees_a_shortcut() -> None:
-    def corpus(width: Callable[[int, int], float]) -> list[VideoOutcome]:
-        sizes = {"train": 40, "validation": 10, "test": 10}
-        return [outcome(k, split, k % 2, width(k, k % 2)) for split, size in sizes.items() for k in range(size)]
-
-    assert metadata_auc(corpus(lambda k, label: 640.0 + 640 * label)) == (1.0, 20)
-    assert metadata_auc(corpus(lambda k, label: 640.0)) == (0.5, 20)
-    assert metadata_auc([outcome(k, "train", k % 2, 1.0) for k in range(10)]) == (None, 0)
 
 
 def test_sigterm_ends_with_143(videos: Path, tmp_path: Path) -> None:

@@ -358,6 +358,15 @@ def test_a_run_below_the_videos_is_no_data() -> None:
     assert (found.videos, found.lost) == (find(videos).videos, [])
 
 
+@pytest.mark.parametrize("name", ["real//b.mp4", "real/./b.mp4", "real/../real/b.mp4", "/real/b.mp4"])
+def test_an_object_whose_name_is_no_path_is_a_loss_of_its_label(name: str) -> None:
+    found = find({"real/a.mp4": 1, "fake/a.mp4": 1, name: 1})
+    assert labels(found) == {"real/a.mp4": 0, "fake/a.mp4": 1}
+    assert [(o.key, o.outcome, o.label) for o in found.lost] == [("folders/real/b", Outcome.BAD_NAME, 0)]
+    assert repr(name) in found.lost[0].detail
+    assert found.lines[-1] == "labelled videos with names that are no paths: 1"
+
+
 def test_hidden_files_and_folder_placeholders_are_invisible() -> None:
     hidden = [".DS_Store", "real/._a.mp4", "__MACOSX/real/a.mp4", ".cache/b.mp4", "real/", "__MACOSX/metadata.json"]
     found = find({"real/a.mp4": 1, **dict.fromkeys(hidden, 1)})

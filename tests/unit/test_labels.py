@@ -92,8 +92,11 @@ BAD_JSON = '{"a.mp4": {"label": "REAL"'
             id="none",
         ),
         pytest.param(
-            {"manifest.csv": "path,label\na.mp4,0"}, ["none of the 1 labelled videos", "a.mp4"], id="all-gone"
+            {"manifest.csv": "path,label\na.mp4,0"},
+            ["none of the 1 labelled videos", "a.mp4: not there"],
+            id="all-gone",
         ),
+        pytest.param({"real//a.mp4": 1}, ["real//a.mp4: expected a path"], id="all-bad-names"),
         pytest.param({"real/\udcff.mp4": 1}, ["real/\\udcff.mp4", "UTF-8"], id="name-not-utf8"),
     ],
 )

@@ -16,6 +16,7 @@ import google_crc32c
 
 from deepfake_detector.adapters.files import os_errors, temporary_beside
 from deepfake_detector.core.errors import ConfigError, CorruptError, NotFoundError
+from deepfake_detector.core.layout import is_object_name
 from deepfake_detector.core.markers import StoredFile
 
 
@@ -71,7 +72,7 @@ def open_object(uri: str) -> tuple[Storage, str]:
 
 def checked_name(name: str) -> str:
     """`name` itself; raises ConfigError unless it is a relative path that stays inside its root."""
-    if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
+    if not is_object_name(name):
         raise ConfigError(f"{name!r}: expected a relative object name without empty, '.' or '..' parts")
     return name
 

@@ -80,7 +80,8 @@ class Listing:
 
 def _visible(name: str) -> bool:
     parts = name.split("/")  # a name that ends in "/" is a folder's placeholder in object storage
-    return bool(parts[-1]) and not any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    hidden = (part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in parts)
+    return bool(parts[-1]) and not any(hidden)
 
 
 def manifests(listing: Listing) -> Iterator[Claim]:

@@ -36,7 +36,10 @@ from deepfake_detector.core.claims import (
 )
 from deepfake_detector.core.errors import DataError
 from deepfake_detector.core.labels import MANIFEST_NAMES, is_text
+from deepfake_detector.core.layout import is_object_name
 from deepfake_detector.core.outcomes import Outcome, VideoOutcome
+
+ADDRESSABLE = "expected a path without empty, '.' or '..' parts"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +89,7 @@ def find_videos(sizes: Mapping[str, int], read: Callable[[str], bytes], where: s
     for layer in reversed(layers):  # the weakest first, so that the stronger one writes over it
         for path, claim in layer.items():
             claims[path] = _over(claim, claims.get(path))
-    present = [claim for path, claim in sorted(claims.items()) if path in listing.sizes]
+    present = [claim for path, claim in sorted(claims.items()) if path in listing.sizes and is_object_name(path)]
     if not present:
         raise DataError(_nothing(listing, list(claims), where))
     keys = _keys(claims.values())
@@ -164,6 +167,13 @@ def _lost(listing: Listing, claims: Mapping[str, Claim], keys: Mapping[str, str]
         for path, claim in claims.items()
         if path not in listing.sizes
     ]
+    unnamed = [
+        VideoOutcome(
+            key=keys[path], label=claim.label, split="", outcome=Outcome.BAD_NAME, detail=f"{path!r}: {ADDRESSABLE}"
+        )
+        for path, claim in claims.items()
+        if path in listing.sizes and not is_object_name(path)
+    ]
     unlabelled = [
         VideoOutcome(
             key=f"unlabelled/unknown/{path}",
@@ -175,7 +185,7 @@ def _lost(listing: Listing, claims: Mapping[str, Claim], keys: Mapping[str, str]
         for path in listing.videos
         if path not in claims and path not in listing.masks
     ]
-    return sorted(missing + unlabelled, key=lambda outcome: outcome.key)
+    return sorted(missing + unnamed + unlabelled, key=lambda outcome: outcome.key)
 
 
 def _line(layout: str, layer: Mapping[str, Claim], listing: Listing) -> str:
@@ -192,6 +202,9 @@ def _remarks(listing: Listing, claims: Mapping[str, Claim], overlaps: int) -> It
     unlabelled = sum(path not in claims for path in listing.videos) - sum(path not in claims for path in listing.masks)
     if unlabelled:
         yield f"videos without a label: {unlabelled}"
+    unnamed = sum(path in listing.sizes and not is_object_name(path) for path in claims)
+    if unnamed:
+        yield f"labelled videos with names that are no paths: {unnamed}"
     if listing.masks:
         yield f"FaceForensics++ mask videos ignored: {len(listing.masks)}"
     if listing.ignored_columns:
@@ -209,7 +222,8 @@ def _nothing(listing: Listing, claimed: list[str], where: str) -> str:
         f"folders named real and fake, or {', '.join(sorted(MANIFEST_NAMES))}"
     )
     if claimed:
-        return f"{where}: none of the {len(claimed)} labelled videos is there, for example {min(claimed)}"
+        gone = f"{where}: none of the {len(claimed)} labelled videos can be read, for example {min(claimed)}"
+        return f"{gone}: {'not there' if min(claimed) not in listing.sizes else ADDRESSABLE}"
     if not listing.sizes:
         return f"{where}: no files: expected {looked}"
     example = min(listing.videos or listing.sizes)

@@ -22,6 +22,11 @@ REPORT = "report/"
 REPORT_METRICS = "report/metrics.json"
 
 
+def is_object_name(name: str) -> bool:
+    """Whether storage can address it: a relative path, without empty, "." or ".." parts, that stays in its root."""
+    return "\0" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
+
+
 def records(split: str, shard: int, shards: int) -> str:
     return f"records/{split}/{shard:05d}-of-{shards:05d}.tfrecord"
 

@@ -13,12 +13,13 @@ class Outcome(StrEnum):
     NO_FACE = "no_face"
     NOT_A_VIDEO = "not_a_video"  # zero bytes, text, no index: no container can be opened
     NO_VIDEO_STREAM = "no_video_stream"  # audio only
-    DECODE_ERROR = "decode_error"  # opened, but not one wanted frame came out
+    DECODE_ERROR = "decode_error"  # not one wanted frame came out, or the bytes disagree with storage's checksum
     TOO_LARGE = "too_large"  # more pixels than limits.max_pixels, known before decoding
     OUT_OF_MEMORY = "out_of_memory"
     TIMEOUT = "timeout"
     CRASHED = "crashed"  # the decoding process died on it, twice
     MISSING_FILE = "missing_file"  # labelled, but not there
+    BAD_NAME = "bad_name"  # an object's name that is no path, like real//a.mp4: no run could fetch it
     UNLABELLED = "unlabelled"  # there, but without a label
 
 

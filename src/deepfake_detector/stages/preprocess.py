@@ -19,10 +19,10 @@ from deepfake_detector.adapters.records import RecordWriter, encode
 from deepfake_detector.adapters.storage import Storage, crc32c_of, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, fingerprint, require_same, stage_settings
-from deepfake_detector.core.errors import NotFoundError
+from deepfake_detector.core.errors import CorruptError, NotFoundError
 from deepfake_detector.core.extraction import Extraction
 from deepfake_detector.core.markers import RecordFile, ShardReport, decode
-from deepfake_detector.core.outcomes import PlannedVideo, VideoOutcome
+from deepfake_detector.core.outcomes import Outcome, PlannedVideo, VideoOutcome
 from deepfake_detector.core.sequences import RecordEntry
 from deepfake_detector.stages.decoders import Decoders, Extract
 from deepfake_detector.stages.plan import load_plan
@@ -95,6 +95,8 @@ def _make_records(
                 "source_checksum": sources.release(video),
                 "preprocess_fingerprint": fingerprint(settings),
             }
+            if reason := sources.unread.pop(video.key, ""):
+                extraction = Extraction(outcome=Outcome.DECODE_ERROR, detail=reason)
             files.add(video, extraction, context)
             outcomes.append(outcome_of(video, extraction))
             counts[extraction.outcome] = counts.get(extraction.outcome, 0) + 1
@@ -190,13 +192,15 @@ class _ShardFiles:
 class _Sources:
     """The shard's videos as local files, fetched a little ahead of their use by a few threads.
 
-    A video that is gone since the plan was made yields a path where nothing is: the decoder names that outcome.
+    A video that is gone since the plan was made yields a path where nothing is: the decoder names that outcome. So
+    does one whose bytes keep disagreeing with storage's checksum, which `unread` tells.
     """
 
     def __init__(self, storage: Storage, videos: Iterable[PlannedVideo], folder: Path, ahead: int) -> None:
         self._storage, self._videos, self._folder, self._ahead = storage, list(videos), folder, ahead
         self._local = not storage.uri.startswith("gs://")
         self._threads = ThreadPoolExecutor(max_workers=ahead, thread_name_prefix="fetch")
+        self.unread: dict[str, str] = {}  # key -> why its bytes cannot be had, though they are there
         self._checksums: dict[str, str] = {}
         self._copies: dict[str, Path] = {}
 
@@ -238,6 +242,9 @@ class _Sources:
             try:
                 self._storage.download(video.path, path)
             except NotFoundError:
+                return path, ""
+            except CorruptError as error:
+                self.unread[video.key] = str(error)
                 return path, ""
         try:
             return path, crc32c_of(path)
