@@ -19,7 +19,7 @@ from sklearn import metrics
 from deepfake_detector.adapters.storage import Storage, is_copy, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import ConfigError, CorruptError, ExportError, NotFoundError
-from deepfake_detector.core.markers import DetectorManifest, TrainedMarker, decode
+from deepfake_detector.core.markers import DetectorManifest, ShardReport, TrainedMarker, decode
 from tests.integration.trained_run import STEP, make_trained_run, usual_videos, write_records
 
 USER_SCRIPT = """
@@ -229,6 +229,20 @@ def test_records_that_changed_since_training_are_refused(exported: Storage, tmp_
     run = copy_of_training(exported, tmp_path / "run")
     write_records(run, load_config(run), usual_videos(2), ())
     with pytest.raises(CorruptError, match="records have fingerprint"):
+        export(run, tmp_path / "scratch")
+
+
+def test_a_damaged_record_is_named(exported: Storage, tmp_path: Path) -> None:
+    from deepfake_detector.stages.export import export
+
+    run = copy_of_training(exported, tmp_path / "run")
+    report = decode(ShardReport, run.read(layout.shard_report(0, 1)), "the test")
+    [file] = [file for file in report.files if file.split == "test"]
+    record = file.records[-1]
+    data = bytearray(run.read(file.name))
+    data[record.offset + record.length // 2] ^= 1
+    run.write(file.name, bytes(data))
+    with pytest.raises(CorruptError, match=f"{re.escape(file.name)} at byte {record.offset}: checksum"):
         export(run, tmp_path / "scratch")
 
 

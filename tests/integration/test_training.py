@@ -18,7 +18,7 @@ from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, fingerprint, stage_settings
 from deepfake_detector.core.errors import EXIT_PERMANENT, EXIT_TERMINATED, ConfigError, DataError
-from deepfake_detector.core.markers import EpochMetrics, RecordsSummary, TrainedMarker, decode
+from deepfake_detector.core.markers import EpochMetrics, RecordsSummary, ShardReport, TrainedMarker, decode
 from deepfake_detector.core.schedule import initial_state
 from deepfake_detector.core.topology import ALONE, Cluster
 from deepfake_detector.training import checkpoints
@@ -172,6 +172,26 @@ def test_a_peer_that_never_comes_ends_the_worker(tmp_path: Path) -> None:
     assert status == 1
     assert "Timeout" in errors
     assert "make_strategy" in errors
+
+
+def damage(folder: Path, split: str) -> str:
+    """Flip a bit of a JPEG in the last record of `split` in shard 0; returns the place that an error should name."""
+    report = decode(ShardReport, (folder / layout.shard_report(0, 2)).read_bytes(), "the test")
+    [file] = [file for file in report.files if file.split == split]
+    path, record = folder / file.name, file.records[-1]
+    data = bytearray(path.read_bytes())
+    data[record.offset + record.length // 2] ^= 1
+    path.write_bytes(data)
+    return f"{path} at byte {record.offset}"
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_damaged_record_ends_training_for_good(tmp_path: Path, split: str) -> None:
+    make_run(tmp_path / "run", tiny(train__epochs=1), {"train": (4, 4), "validation": (2, 2)})
+    place = damage(tmp_path / "run", split)
+    status, errors = end(start(tmp_path / "run"))
+    assert status == EXIT_PERMANENT, errors
+    assert errors.splitlines()[-1].startswith(f"error: {place}: checksum of the payload disagrees")
 
 
 @pytest.mark.parametrize("name", ["RUN", "SCRATCH"])

@@ -116,7 +116,7 @@ def _score(
 ) -> tuple[ScoredSplit, ScoredSplit, NDArray[np.uint8]]:
     """Logits of the validation and the test split, and the frames that the written model is checked on."""
     from deepfake_detector.adapters.saved_model import logits_function
-    from deepfake_detector.training.dataset import evaluation_batches, open_records, open_split
+    from deepfake_detector.training.dataset import damage_named, evaluation_batches, open_records, open_split
 
     finished = open_records(records)
     if finished.fingerprint != trained.records_fingerprint:
@@ -133,7 +133,10 @@ def _score(
         split = open_split(records, name, scratch, finished)
         logits: list[float] = []
         batches = evaluation_batches(split, range(len(split)), BATCH, *shape) if len(split) else ()
-        with tqdm(total=len(split), desc=f"scoring {name}", unit="sequence", delay=2, disable=None) as bar:
+        with (
+            damage_named(split),
+            tqdm(total=len(split), desc=f"scoring {name}", unit="sequence", delay=2, disable=None) as bar,
+        ):
             for batch in batches:
                 logits += infer(batch).tolist()
                 bar.update(len(batch))

@@ -12,7 +12,7 @@ import queue
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -59,13 +59,15 @@ def open_records(run: Storage) -> Records:
 class Split:
     """The records of one split on local disk; record i is `entries[i]`, in file and record order.
 
-    labels: int64 (n,). Thread-safe. Holds one open descriptor per file until `close`.
+    labels: int64 (n,). damage: the first error of `read`, of which a pipeline keeps only the text (`damage_named`).
+    Thread-safe. Holds one open descriptor per file until `close`.
     """
 
     def __init__(self, name: str, files: Sequence[tuple[RecordFile, Path]]) -> None:
         self.name = name
         self.entries: list[RecordEntry] = [entry for file, _ in files for entry in file.records]
         self.labels: npt.NDArray[np.int64] = np.array([entry.label for entry in self.entries], dtype=np.int64)
+        self.damage: CorruptError | None = None
         self._paths = [path for _, path in files]
         self._descriptors = [os.open(path, os.O_RDONLY) for path in self._paths]
         self._file_of = np.repeat(np.arange(len(files)), [len(file.records) for file, _ in files])
@@ -76,11 +78,32 @@ class Split:
     def read(self, index: int) -> bytes:
         """The payload of record `index`, a serialised SequenceExample; raises CorruptError."""
         entry, file = self.entries[index], self._file_of[index]
-        return read_record(self._descriptors[file], entry.offset, entry.length, str(self._paths[file]))
+        try:
+            return read_record(self._descriptors[file], entry.offset, entry.length, str(self._paths[file]))
+        except CorruptError as error:
+            self.damage = self.damage or error
+            raise
 
     def close(self) -> None:
         while self._descriptors:
             os.close(self._descriptors.pop())
+
+
+@contextmanager
+def damage_named(*splits: Split) -> Iterator[None]:
+    """While pipelines over `splits` are read: raises CorruptError where a record is damaged.
+
+    TensorFlow makes an UnknownError of every error that is raised in a numpy_function.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except tf.errors.OpError as error:
+        for split in splits:
+            if split.damage:
+                raise split.damage from error
+        raise
 
 
 def open_split(run: Storage, split: str, scratch: Path, records: Records | None = None) -> Split:

@@ -17,7 +17,7 @@ from deepfake_detector.core.losses import require_few_lost
 from deepfake_detector.core.markers import RecordsSummary, TrainedMarker, decode
 from deepfake_detector.core.topology import Cluster
 from deepfake_detector.training import checkpoints
-from deepfake_detector.training.dataset import open_records, open_split
+from deepfake_detector.training.dataset import damage_named, open_records, open_split
 
 log = logging.getLogger(__name__)
 
@@ -49,9 +49,9 @@ def run_worker(run_uri: str, config: Config, cluster: Cluster, scratch: Path, re
     worker's own, where records and checkpoints are staged. Does nothing when the run's training is finished.
 
     Raises ConfigError (other settings than the run's, workers that do not match, a loss that is not finite),
-    DataError (records that can't be trained on), WaitError (a peer went away), StorageError. A peer that does not
-    come within operations.startup_seconds ends the process with status 1 and a traceback: TensorFlow waits for it
-    with Python's lock held, so that no exception could be raised.
+    DataError (records that can't be trained on), CorruptError (a damaged record), WaitError (a peer went away),
+    StorageError. A peer that does not come within operations.startup_seconds ends the process with status 1 and a
+    traceback: TensorFlow waits for it with Python's lock held, so that no exception could be raised.
     """
     run, records_run = open_storage(run_uri), open_storage(records_uri)
     settings = stage_settings(config, "train")
@@ -91,7 +91,8 @@ def run_worker(run_uri: str, config: Config, cluster: Cluster, scratch: Path, re
             code_version=code_version(),
             machine=f"{cpu_model()}, {threads} threads",
         )
-        train(task, strategy, watchdog)
+        with damage_named(*splits):
+            train(task, strategy, watchdog)
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         reason = (error.message or repr(error)).splitlines()[0]
         raise WaitError(f"worker {cluster.rank} of {cluster.workers}: expected all peers to go on: {reason}") from error
