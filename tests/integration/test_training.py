@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +33,21 @@ ROOT = Path(__file__).parents[2]
 COUNTS = {"train": (12, 20), "validation": (3, 5)}
 TIMES = {"seconds", "sequences_per_second", "input_wait_fraction"}
 LIMIT_SECONDS = 240.0
+DIES_AFTER_THE_LAST_VALIDATION = """
+import os, signal
+from deepfake_detector.training.logs import RunLog
+from jobs.train_worker import main
+
+add = RunLog.epoch
+
+def add_and_die(log, metrics):
+    add(log, metrics)
+    if metrics.epoch == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RunLog.epoch = add_and_die
+main(dict(os.environ))
+"""
 
 
 def start(folder: Path, *command: str, rank: int = 0, **environment: str) -> subprocess.Popen[str]:
@@ -85,7 +101,10 @@ def tensorboard_steps(folder: Path) -> list[int]:
 
 
 def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
-    """SIGKILL in mid-epoch, then SIGTERM, against an undisturbed run; dropout and augmentation are on."""
+    """SIGKILL in mid-epoch, SIGTERM, SIGKILL between an epoch's steps and its checkpoint, against an undisturbed run.
+
+    Dropout and augmentation are on.
+    """
     config = tiny(train__epochs=4, train__steps_per_epoch=9, operations__checkpoint_steps=4)
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     for folder in (whole, broken):
@@ -106,9 +125,13 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     process.terminate()
     assert end(process)[0] == EXIT_TERMINATED
     assert not (broken / layout.TRAINED).exists()
+    assert end(start(broken, "-c", DIES_AFTER_THE_LAST_VALIDATION))[0] == -signal.SIGKILL
+    before_validation = checkpoints.read(open_storage(str(broken)), 36)
+    assert before_validation.state.epoch == 3, "the epoch's steps are kept, its end is not"
     status, errors = end(start(broken))
     assert status == 0, errors
-    assert "resumed at step" in errors
+    assert "resumed at step 36" in errors
+    assert checkpoints.read(open_storage(str(broken)), 36).files == before_validation.files
 
     assert trained(broken).weights_sha256 == trained(whole).weights_sha256
     assert lasting(broken) == lasting(whole)

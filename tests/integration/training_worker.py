@@ -14,6 +14,7 @@ from deepfake_detector.core.topology import parse_tf_config
 from deepfake_detector.stages.runs import load_config
 from deepfake_detector.training import loop
 from deepfake_detector.training.checkpoints import weights_sha256
+from deepfake_detector.training.validation import Validation
 from deepfake_detector.training.worker import run_worker
 
 
@@ -21,12 +22,12 @@ def main(uri: str, scratch: str, out: str) -> None:
     digests: list[str] = []
     make_validation = loop.make_validation
 
-    def telling(strategy: Any, collectives: Any, model: Any, *rest: Any) -> Callable[[], Any]:
+    def telling(strategy: Any, collectives: Any, model: Any, *rest: Any) -> Validation:
         validate = make_validation(strategy, collectives, model, *rest)
 
-        def tell() -> Any:
+        def tell(after_batch: Callable[[], None]) -> Any:
             digests.append(weights_sha256(model))
-            return validate()
+            return validate(after_batch)
 
         return tell
 

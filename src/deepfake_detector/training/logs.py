@@ -29,22 +29,23 @@ def read_metrics(run: Storage) -> list[EpochMetrics]:
 
 
 class RunLog:
-    """The logs of one attempt, which continues after `restored_step` finished steps.
+    """The logs of one attempt, which continues after `finished` epochs.
 
     Later epochs of an earlier attempt are cut from metrics.jsonl, and TensorBoard discards its later events: it
     takes a SessionLog START as a restart that invalidates everything from its step on.
     """
 
-    def __init__(self, run: Storage, scratch: Path, restored_step: int) -> None:
+    def __init__(self, run: Storage, scratch: Path, finished: int) -> None:
         self._run = run
         recorded = read_metrics(run)
-        self.epochs = [epoch for epoch in recorded if epoch.step <= restored_step]
+        self.epochs = [epoch for epoch in recorded if epoch.epoch <= finished]
         if self.epochs != recorded:
             self._write_metrics()
         self._folder = scratch / "tensorboard" / str(time.time_ns())
         self._events = EventFileWriter(str(self._folder))
         start = SessionLog(status=SessionLog.START)
-        self._events.add_event(Event(wall_time=time.time(), step=restored_step + 1, session_log=start))
+        after = self.epochs[-1].step + 1 if self.epochs else 1
+        self._events.add_event(Event(wall_time=time.time(), step=after, session_log=start))
         self._interval = REMOTE_PROGRESS_SECONDS if "://" in run.uri else LOCAL_PROGRESS_SECONDS
         self._last_progress = -self._interval
 

@@ -111,8 +111,9 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
                 speed = clock.steps * config.train.global_batch / clock.busy
                 writer.progress(state, loss_sum / config.train.global_batch, total_steps, speed)
                 if state.step < (state.epoch + 1) * order.steps_per_epoch:
-                    writer.checkpoint_if_due(state.model_copy(update={"seconds": clock.seconds()}))
-        scores = validate()
+                    writer.checkpoint_if_due(state, clock)
+        watchdog.stop()  # a run that was killed in validation has no step left before it
+        scores = validate(partial(writer.checkpoint_if_due, state, clock) if writer else _nothing)
         if scores:
             _require_finite(scores.loss, state.step, config)
         ended = schedule.after_epoch(state, scores.loss if scores else None, config.train)
@@ -124,6 +125,10 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
     if writer:
         writer.finish(state, stopped)
     collectives.sum(np.zeros(1, np.int32))  # nobody leaves before the marker is there
+
+
+def _nothing() -> None:
+    """After a batch of validation, on the workers that write nothing."""
 
 
 class _EpochClock:
@@ -167,19 +172,22 @@ class _Chief:
         self._checkpoints = checkpoints.Checkpoints(
             task.run, task.scratch, settings, task.code_version, machines, operations.keep_checkpoints
         )
-        self._log = RunLog(task.run, task.scratch, state.step)
+        self._log = RunLog(task.run, task.scratch, state.epoch)
         self._operations = operations
         self._saved_at = time.monotonic()
+        self._saved_step = state.step
 
     def progress(self, state: TrainState, loss: float, steps: int, rate: float) -> None:
         epochs = self._task.config.train.epochs
         self._log.progress(epoch=state.epoch + 1, epochs=epochs, step=state.step, steps=steps, loss=loss, rate=rate)
 
-    def checkpoint_if_due(self, state: TrainState) -> None:
+    def checkpoint_if_due(self, state: TrainState, clock: _EpochClock) -> None:
+        if state.step == self._saved_step:
+            return
         by_time = time.monotonic() - self._saved_at >= self._operations.checkpoint_seconds
         by_steps = self._operations.checkpoint_steps and state.step % self._operations.checkpoint_steps == 0
         if by_time or by_steps:
-            self._save(state)
+            self._save(state.model_copy(update={"seconds": clock.seconds()}))
 
     def end_epoch(self, metrics: EpochMetrics, state: TrainState) -> None:
         """Metrics first: a crash before the checkpoint cuts the line again, one after it would lose the line."""
@@ -214,6 +222,7 @@ class _Chief:
     def _save(self, state: TrainState) -> None:
         self._checkpoints.save(self._model, self._optimizer, state)
         self._saved_at = time.monotonic()
+        self._saved_step = state.step
 
 
 def _resume(

@@ -28,6 +28,9 @@ class Scores:
     auc: float | None
 
 
+Validation = Callable[[Callable[[], None]], Scores | None]
+
+
 def score_logits(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Scores:
     """Scores of logits (n,) against labels (n,) of 0 and 1, in float64; n is at least 1."""
     z = logits.astype(np.float64)
@@ -38,8 +41,10 @@ def score_logits(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64])
 
 def make_validation(
     strategy: Any, collectives: Collectives, model: keras.Model, split: Split, config: Config, cluster: Cluster
-) -> Callable[[], Scores | None]:
+) -> Validation:
     """The function that scores `split` with the model's present weights; None when the split is empty.
+
+    It calls `after_batch` after each of its batches: validation may take long, and changes nothing in the model.
 
     Each worker runs equally many steps over its contiguous share, padded with the split's first record. Its logits
     then stand in a vector of zeros as long as the split, and the sum over the workers is exact to the bit.
@@ -53,11 +58,15 @@ def make_validation(
     def predict(images: Any) -> Any:
         return strategy.run(lambda x: model(x, training=False), args=(images,))
 
-    def validate() -> Scores | None:
+    def validate(after_batch: Callable[[], None]) -> Scores | None:
         if len(split) == 0:
             return None
         batches = evaluation_batches(split, indices, batch, config.sampling.frames, config.faces.size)
-        mine = np.concatenate([local(strategy, predict(images)).numpy()[:, 0] for images in batches])
+        parts = []
+        for images in batches:
+            parts.append(local(strategy, predict(images)).numpy()[:, 0])
+            after_batch()
+        mine = np.concatenate(parts)
         logits = np.zeros(len(split), np.float32)
         logits[np.array(indices)[real]] = mine[real]
         return score_logits(collectives.sum(logits), split.labels)
