@@ -83,7 +83,7 @@ def _checkpoints() -> list[dict[str, Any]]:
     detail = f"{saved['seconds'] * 1000:.0f} ms and {saved['bytes'] / 1e6:.1f} MB every {interval:g} s, local folder"
     return [
         _row("checkpoints, share of the time", saved["seconds"] / (interval + saved["seconds"]), "<= 0.03", detail),
-        _row("most work lost [s]", lost, "<= 60", "interval, one step and one save"),
+        _row("most work lost [s]", lost, "<= 60", "interval, step and save; a validation cut off is not counted"),
     ]
 
 
