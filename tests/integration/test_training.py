@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deepfake_detector.adapters.epochs import read_epochs
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, fingerprint, stage_settings
@@ -24,7 +25,6 @@ from deepfake_detector.core.schedule import initial_state
 from deepfake_detector.core.topology import ALONE, Cluster
 from deepfake_detector.training import checkpoints
 from deepfake_detector.training.dataset import open_records, open_split
-from deepfake_detector.training.logs import read_metrics
 from deepfake_detector.training.worker import run_worker
 from jobs.train_worker import main
 from tests.make_records import make_run, tiny
@@ -89,7 +89,7 @@ def trained(folder: Path) -> TrainedMarker:
 
 def lasting(folder: Path) -> list[dict[str, Any]]:
     """The metrics that do not depend on the clock."""
-    return [epoch.model_dump(exclude=TIMES) for epoch in read_metrics(open_storage(str(folder)))]
+    return [epoch.model_dump(exclude=TIMES) for epoch in read_epochs(open_storage(str(folder)))]
 
 
 def tensorboard_steps(folder: Path) -> list[int]:

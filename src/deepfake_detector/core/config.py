@@ -125,7 +125,7 @@ class Operations(Section):
     startup_seconds: float = Field(300, gt=0, description="how long a child may take to its first step")
     heartbeat_seconds: int = Field(10, ge=1, description="TensorFlow's own failure detection, the backstop")
     plan_wait_seconds: float = Field(600, gt=0, description="how long a shard waits for the plan")
-    checkpoint_seconds: float = Field(30, gt=0, description="most work that a crash may cost")
+    checkpoint_seconds: float = Field(30, gt=0, description="most training that a crash may cost")
     checkpoint_steps: int = Field(0, ge=0, description="also a checkpoint every so many steps; 0: by time alone")
     keep_checkpoints: int = Field(2, ge=1)
     video_timeout_seconds: float = Field(300, gt=0)

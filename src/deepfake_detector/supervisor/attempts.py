@@ -10,7 +10,6 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.errors import WaitError
 from deepfake_detector.core.markers import Document, decode
 
-ATTEMPTS = "logs/attempts/"
 Work = Literal["train", "export"]
 
 
@@ -41,7 +40,7 @@ class History:
     def __init__(self, run: Storage) -> None:
         """Read what was; an attempt without an end is given one, as its keeper is gone."""
         self._run = run
-        self._attempts = [decode(Attempt, run.read(entry.name), entry.name) for entry in run.list(ATTEMPTS)]
+        self._attempts = [decode(Attempt, run.read(entry.name), entry.name) for entry in run.list(layout.ATTEMPTS)]
         if self._attempts and self._attempts[-1].reason is None:
             self.close("the supervisor that kept the rendezvous is gone")
 

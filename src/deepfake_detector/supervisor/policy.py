@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT
-from deepfake_detector.core.topology import PORTS as PORTS
 from deepfake_detector.core.topology import port
 
 COMPLETE = "training is complete"

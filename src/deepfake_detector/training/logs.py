@@ -10,22 +10,13 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from deepfake_detector.adapters.epochs import read_epochs
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import NotFoundError
-from deepfake_detector.core.markers import EpochMetrics, decode
+from deepfake_detector.core.markers import EpochMetrics
 
 LOCAL_PROGRESS_SECONDS = 2.0
 REMOTE_PROGRESS_SECONDS = 15.0  # a write to a bucket takes about 0.1 s of the training thread
-
-
-def read_metrics(run: Storage) -> list[EpochMetrics]:
-    """All epochs of logs/metrics.jsonl; none when there is no such file. Raises CorruptError."""
-    try:
-        lines = run.read(layout.METRICS).decode().splitlines()
-    except NotFoundError:
-        return []
-    return [decode(EpochMetrics, line.encode(), f"{run.uri}/{layout.METRICS}") for line in lines if line]
 
 
 class RunLog:
@@ -37,7 +28,7 @@ class RunLog:
 
     def __init__(self, run: Storage, scratch: Path, finished: int) -> None:
         self._run = run
-        recorded = read_metrics(run)
+        recorded = read_epochs(run)
         self.epochs = [epoch for epoch in recorded if epoch.epoch <= finished]
         if self.epochs != recorded:
             self._write_metrics()

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import keras
 import numpy as np
 
-from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.adapters.storage import Storage, open_object
 from deepfake_detector.core import layout, schedule
 from deepfake_detector.core.config import Config, fingerprint, stage_settings
 from deepfake_detector.core.errors import ConfigError
@@ -263,9 +263,9 @@ def _load_backbone(task: Task, collectives: Collectives, model: keras.Model) -> 
     if settings.weights == "none":
         return
     if task.cluster.chief:
-        folder, _, name = settings.weights.rpartition("/")
+        storage, name = open_object(settings.weights)
         path = task.scratch / "weights" / name
-        open_storage(folder or ("/" if settings.weights.startswith("/") else ".")).download(name, path)
+        storage.download(name, path)
         load_backbone_weights(model, path, settings.weights_sha256)
     for variable in model.get_layer(BACKBONE).weights:
         variable.assign(collectives.from_chief(variable.numpy(), task.cluster.chief))
