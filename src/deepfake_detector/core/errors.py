@@ -20,6 +20,10 @@ class ConfigError(DetectorError):
     """A setting that no retry can make right."""
 
 
+class ClusterError(DetectorError):
+    """The cluster, or the way to it, as it is now: no kubeconfig, a missing permission, an API server out of reach."""
+
+
 class DataError(DetectorError):
     """Input data that no retry can make right: no videos, one class only, a bad manifest."""
 
