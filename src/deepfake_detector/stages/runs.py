@@ -49,17 +49,20 @@ def records_storage(run: Storage) -> Storage:
     return open_storage(uri) if uri else run
 
 
-def save_config(run: Storage, config: Config, given: Mapping[str, Any], records: str = "") -> None:
+def save_config(
+    run: Storage, config: Config, given: Mapping[str, Any], records: str = "", active: Collection[Stage] = ()
+) -> None:
     """Write config.json, unless a stage that has begun was made with other settings.
 
+    active: stages at work without a marker yet, bound by the settings that are stored now.
     Raises ConfigError naming the first setting that differs, before anything is changed.
     """
     recorded = _document(run)["records"] if has_config(run) else records
-    for stage, marker, name in _markers(run):
+    for stage, theirs, where in _bindings(run, active):
         wanted = settings.stage_settings(config, stage)
-        settings.require_same(wanted, _comparable(wanted, marker), f"{run.uri}/{name}")
+        settings.require_same(wanted, _comparable(wanted, theirs), where)
         if recorded != records:
-            raise ConfigError(f"--records {records!r}: expected {recorded!r}, with which {run.uri}/{name} was made")
+            raise ConfigError(f"--records {records!r}: expected {recorded!r}, with which {where} was made")
     document = {"given": dict(given), "resolved": config.model_dump(mode="json"), "records": records}
     run.write(layout.CONFIG, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
@@ -95,11 +98,19 @@ def _document(run: Storage) -> dict[str, Any]:
     return document
 
 
-def _comparable(wanted: Mapping[str, Any], marker: Marker) -> dict[str, Any]:
-    """The marker's settings, reduced to those that its stage depends on."""
-    return {name: value for name, value in marker.settings.items() if name in wanted} | {
-        name: None for name in wanted if name not in marker.settings
-    }
+def _bindings(run: Storage, active: Collection[Stage]) -> Iterator[tuple[Stage, Mapping[str, Any], str]]:
+    """The settings that cannot change any more: of which stage, and of what of it."""
+    if active:
+        stored = load_config(run)
+        for stage in active:
+            yield stage, settings.stage_settings(stored, stage), f"the {stage} Job at work on {run.uri}"
+    for stage, marker, name in _markers(run):
+        yield stage, marker.settings, f"{run.uri}/{name}"
+
+
+def _comparable(wanted: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
+    """A marker's settings, reduced to those that its stage depends on."""
+    return {name: theirs.get(name) for name in wanted}
 
 
 def _markers(run: Storage) -> Iterator[tuple[Stage, Marker, str]]:
