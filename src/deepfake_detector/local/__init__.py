@@ -2,7 +2,6 @@
 
 launch     which processes, in which order, and when one is started again
 processes  children that end with their parent
-display    progress bars and lines from what the jobs write into the run
 """
 
 from deepfake_detector.local.launch import run_local

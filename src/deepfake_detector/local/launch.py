@@ -20,7 +20,7 @@ from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, EXIT_TERMINATED, DataError
 from deepfake_detector.core.markers import RecordsSummary, decode
 from deepfake_detector.core.topology import PORTS
-from deepfake_detector.local.display import PreprocessDisplay, TrainDisplay, describe_records
+from deepfake_detector.display import PreprocessDisplay, TrainDisplay, describe_records
 from deepfake_detector.local.processes import Job, JobError, Processes, free_blocks, module
 from deepfake_detector.stages.runs import records_storage
 from deepfake_detector.supervisor.child import End

@@ -16,8 +16,8 @@ from deepfake_detector.adapters.epochs import read_epochs
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import NotFoundError
-from deepfake_detector.core.markers import EpochMetrics, PlanSummary, RecordsSummary, ShardReport, decode
-from deepfake_detector.core.outcomes import Outcome
+from deepfake_detector.core.markers import PlanSummary, ShardReport, decode
+from deepfake_detector.display.words import describe_epoch
 from deepfake_detector.supervisor.attempts import Attempt
 from deepfake_detector.supervisor.policy import COMPLETE
 
@@ -144,23 +144,3 @@ class TrainDisplay(_Display):
             for name in names
             if int(name.removeprefix(layout.ATTEMPTS)[:5]) not in known
         ]
-
-
-def describe_epoch(epoch: EpochMetrics) -> str:
-    auc = "-" if epoch.validation_auc is None else f"{epoch.validation_auc:.4f}"
-    return (
-        f"  epoch {epoch.epoch:>3}: loss {epoch.train_loss:.4f}, accuracy {epoch.train_accuracy:.3f}, "
-        f"validation AUC {auc}, {epoch.seconds:.1f} s"
-    )
-
-
-def describe_records(summary: RecordsSummary) -> list[str]:
-    """What preprocessing came to, and every loss by its reason."""
-    sequences = ", ".join(f"{sum(labels.values())} {split}" for split, labels in summary.sequences.items())
-    kept = sum(summary.outcomes.get(Outcome.OK, {}).values())
-    lines = [f"  {kept} of {summary.videos} videos in {summary.shards} shards; sequences: {sequences}"]
-    for outcome, labels in summary.outcomes.items():
-        if outcome != Outcome.OK:
-            counts = ", ".join(f"{count} {label}" for label, count in labels.items() if count)
-            lines.append(f"  lost: {outcome} {counts}")
-    return lines + [f"  warning: {warning}" for warning in summary.warnings]

@@ -8,7 +8,7 @@ from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.markers import EpochMetrics, RecordsSummary, ShardReport
 from deepfake_detector.core.outcomes import Outcome, VideoOutcome
-from deepfake_detector.local.display import PreprocessDisplay, TrainDisplay, describe_records
+from deepfake_detector.display import PreprocessDisplay, TrainDisplay, describe_records
 from deepfake_detector.supervisor.attempts import AttemptWorker, History
 from tests.unit.test_status import plan
 
