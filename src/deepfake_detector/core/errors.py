@@ -24,6 +24,12 @@ class ClusterError(DetectorError):
     """The cluster, or the way to it, as it is now: no kubeconfig, a missing permission, an API server out of reach."""
 
 
+class ClusterAwayError(ClusterError):
+    """The API server did not answer, or not in time: worth another try."""
+
+    exit_status = EXIT_RETRY
+
+
 class DataError(DetectorError):
     """Input data that no retry can make right: no videos, one class only, a bad manifest."""
 
