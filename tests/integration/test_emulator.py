@@ -62,7 +62,7 @@ def test_started_again_on_the_same_port(tmp_path: Path) -> None:
         url = forward.wait_until_ready(DEADLINE)
         for again in (2, 3):
             assert status(f"{url}/lost") == 404
-            wait_for(lambda count=again: len(starts(log)) == count)  # type: ignore[misc]
+            wait_for(lambda count=again: len(starts(log)) == count)
             assert forward.wait_until_ready(DEADLINE) == url
     began = starts(log)
     assert len({pid for pid, _ in began}) == 3
@@ -123,11 +123,11 @@ def kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_environment_names_the_forward_meanwhile(kubectl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("no_proxy", "internal.example")
-    with storage_access(CLUSTER, "local"):  # type: ignore[arg-type]
+    with storage_access(CLUSTER, "local"):
         host = os.environ[emulator.VARIABLE]
         assert host == f"http://127.0.0.1:{starts(kubectl)[0][1]}"
         assert os.environ["no_proxy"] == "internal.example,127.0.0.1"
-        with storage_access(CLUSTER, "local"):  # type: ignore[arg-type]
+        with storage_access(CLUSTER, "local"):
             assert os.environ[emulator.VARIABLE] == host
     assert emulator.VARIABLE not in os.environ
     assert os.environ["no_proxy"] == "internal.example"
@@ -137,10 +137,10 @@ def test_environment_names_the_forward_meanwhile(kubectl: Path, monkeypatch: pyt
 
 
 def test_own_emulator_and_real_buckets_are_left_alone(kubectl: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with storage_access(CLUSTER, "gke"):  # type: ignore[arg-type]
+    with storage_access(CLUSTER, "gke"):
         assert emulator.VARIABLE not in os.environ
     monkeypatch.setenv(emulator.VARIABLE, "http://localhost:9")
-    with storage_access(CLUSTER, "local"):  # type: ignore[arg-type]
+    with storage_access(CLUSTER, "local"):
         assert os.environ[emulator.VARIABLE] == "http://localhost:9"
     assert starts(kubectl) == []
 
@@ -148,5 +148,5 @@ def test_own_emulator_and_real_buckets_are_left_alone(kubectl: Path, monkeypatch
 def test_kubectl_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(emulator.VARIABLE, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ClusterError, match="kubectl: not found"), storage_access(CLUSTER, "local"):  # type: ignore[arg-type]
+    with pytest.raises(ClusterError, match="kubectl: not found"), storage_access(CLUSTER, "local"):
         pass

@@ -21,6 +21,7 @@ from deepfake_detector.adapters.storage import (
     open_storage,
 )
 from deepfake_detector.core.errors import ConfigError, CorruptError, NotFoundError
+from deepfake_detector.core.markers import StoredFile
 
 BIG = (8 << 20) + 3  # from 8 MiB on, google-cloud-storage uploads in a resumable session
 
@@ -140,6 +141,21 @@ def test_list_is_sorted_and_filtered_by_prefix(storage: Storage) -> None:
         "b",
     ]:
         assert list(storage.list(prefix)) == [entry for entry in everything if entry.name.startswith(prefix)], prefix
+
+
+def test_checksums_are_those_of_the_bytes(storage: Storage, tmp_path: Path) -> None:
+    contents = {name: name.encode() * 9 for name in NAMES} | {"empty": b""}
+    for name, data in contents.items():
+        storage.write(name, data)
+    big = tmp_path / "big"
+    big.write_bytes(bytes(BIG))  # in a resumable session
+    storage.upload(big, "videos/big")
+    expected = [StoredFile(name=name, size=len(data), crc32c=crc32c_of(data)) for name, data in contents.items()]
+    expected.append(StoredFile(name="videos/big", size=BIG, crc32c=crc32c_of(big)))
+    expected.sort(key=lambda stored: stored.name)
+    assert list(storage.checksums()) == expected
+    assert list(storage.checksums("videos/")) == [each for each in expected if each.name.startswith("videos/")]
+    assert list(storage.checksums("nothing/")) == []
 
 
 def test_nothing_lists_as_empty(storage: Storage) -> None:

@@ -64,13 +64,14 @@ def operations(storage: GcsStorage, folder: Path) -> dict[str, Callable[[], obje
         "create": lambda: storage.create("a", b"1"),
         "exists": lambda: storage.exists("a"),
         "list": lambda: list(storage.list()),
+        "checksums": lambda: list(storage.checksums()),
         "upload": lambda: storage.upload(folder / "source", "a"),
         "download": lambda: storage.download("a", folder / "target"),
         "delete": lambda: storage.delete("a"),
     }
 
 
-OPERATIONS = ["read", "write", "create", "exists", "list", "upload", "download", "delete"]
+OPERATIONS = ["read", "write", "create", "exists", "list", "checksums", "upload", "download", "delete"]
 
 
 def test_budgets() -> None:

@@ -54,6 +54,9 @@ class Storage(Protocol):
     def list(self, prefix: str = "") -> Iterator[Entry]:
         """Objects whose names start with `prefix`, sorted by name."""
 
+    def checksums(self, prefix: str = "") -> Iterator[StoredFile]:
+        """As `list`, with CRC-32C: the bucket's own record of it, or that of a folder's files, all of them read."""
+
     def upload(self, path: Path, name: str) -> None:
         """Store a local file under `name`, atomically."""
 

@@ -12,6 +12,7 @@ objectAdmin gives).
 
 from __future__ import annotations
 
+import base64
 import functools
 import logging
 import mimetypes
@@ -32,6 +33,7 @@ from google.cloud.storage.retry import DEFAULT_RETRY
 from deepfake_detector.adapters.files import os_errors, written_whole
 from deepfake_detector.adapters.storage import Entry, checked_name
 from deepfake_detector.core.errors import ConfigError, CorruptError, DetectorError, NotFoundError, StorageError
+from deepfake_detector.core.markers import StoredFile
 
 OUTAGE_SECONDS = 300.0
 GRACE_SECONDS = 60.0  # Workload Identity may refuse in a pod's first seconds
@@ -100,13 +102,13 @@ class GcsStorage:
         return self._run(name, call)
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
-        token = None
-        while True:
-            # A page per call, since the library's iterator ends silently when it is used again after an error.
-            entries, token = self._run(prefix, functools.partial(self._page, prefix, token))
-            yield from entries
-            if not token:
-                return
+        for name, blob in self._blobs(prefix, "name,size"):
+            yield Entry(name, blob.size)
+
+    def checksums(self, prefix: str = "") -> Iterator[StoredFile]:
+        for name, blob in self._blobs(prefix, "name,size,crc32c"):
+            crc32c = base64.b64decode(blob.crc32c).hex()  # big-endian, as ours
+            yield StoredFile(name=name, size=blob.size, crc32c=crc32c)
 
     def upload(self, path: Path, name: str) -> None:
         if not path.is_file():
@@ -167,22 +169,35 @@ class GcsStorage:
 
         return self._run(name, call)
 
-    def _page(self, prefix: str, token: str | None) -> tuple[Sequence[Entry], str | None]:
+    def _blobs(self, prefix: str, fields: str) -> Iterator[tuple[str, storage.Blob]]:
+        """Names below the root and metadata, sorted by name."""
+        token = None
+        while True:
+            # A page per call, since the library's iterator ends silently when it is used again after an error.
+            blobs, token = self._run(prefix, functools.partial(self._page, prefix, fields, token))
+            for blob in blobs:
+                name = blob.name.removeprefix(self._prefix)
+                # Consoles mark empty folders by an object whose name ends with a slash; a folder has no such file.
+                if name and not name.endswith("/"):
+                    yield name, blob
+            if not token:
+                return
+
+    def _page(self, prefix: str, fields: str, token: str | None) -> tuple[Sequence[storage.Blob], str | None]:
         iterator = self._client.list_blobs(
             self._bucket_name,
             prefix=self._prefix + prefix,
             page_size=self._page_size,
             page_token=token,
-            fields="items(name,size),nextPageToken",
+            fields=f"items({fields}),nextPageToken",
             retry=None,
             timeout=self._request_seconds,
         )
         try:
-            names = [(blob.name.removeprefix(self._prefix), blob.size) for blob in next(iterator.pages, ())]
+            blobs = list(next(iterator.pages, ()))
         except api.NotFound as error:
             raise self._no_bucket() from error
-        # Consoles mark empty folders by an object whose name ends with a slash; a local folder has no such file.
-        return [Entry(name, size) for name, size in names if name and not name.endswith("/")], iterator.next_page_token
+        return blobs, iterator.next_page_token
 
     def _require_bucket(self) -> None:
         if self._seen_bucket:

@@ -11,8 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deepfake_detector.adapters.files import TEMPORARY, os_errors, written_whole
-from deepfake_detector.adapters.storage import Entry, checked_name
+from deepfake_detector.adapters.storage import Entry, checked_name, crc32c_of
 from deepfake_detector.core.errors import ConfigError, DataError, NotFoundError, StorageError
+from deepfake_detector.core.markers import StoredFile
 
 _CREATE_ROUNDS = 3  # more means that somebody else creates and deletes the same name all the time
 
@@ -59,6 +60,12 @@ class LocalStorage:
             if self._root.exists() and not self._root.is_dir():
                 raise ConfigError(f"{self.uri}: expected a folder")
             yield from sorted(_walk(base, f"{folder}/" if folder else "", prefix), key=lambda entry: entry.name)
+
+    def checksums(self, prefix: str = "") -> Iterator[StoredFile]:
+        for entry in self.list(prefix):
+            path = self._path(entry.name)
+            with suppress(NotFoundError), _reading(path):  # deleted since
+                yield StoredFile(name=entry.name, size=entry.size, crc32c=crc32c_of(path))
 
     def upload(self, path: Path, name: str) -> None:
         target = self._path(name)
