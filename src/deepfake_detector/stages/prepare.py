@@ -16,6 +16,7 @@ from deepfake_detector.stages.runs import (
     inherit_records,
     load_config,
     load_given,
+    require_agreement,
     save_config,
 )
 
@@ -39,6 +40,7 @@ def prepare_run(
     records: str = "",
     cpus: Cpus | None = None,
     active: Collection[Stage] = (),
+    store: bool = True,
 ) -> tuple[Storage, Config]:
     """Resolve the settings, check them against what the run already holds, and store them in config.json.
 
@@ -46,7 +48,7 @@ def prepare_run(
     then starts from DEFAULT_RECIPE. assignments: `key=value` strings. videos or records: where the videos, or another
     run's records, are; both may be given where they agree; neither, as given to the run before. cpus: None is this
     machine, shared by its local workers. active: stages whose Job lives; it was made with the settings that are
-    stored, which is as binding as a stage's marker.
+    stored, which is as binding as a stage's marker. store: False resolves and checks only.
     Raises ConfigError (unknown key, bad value, a setting that differs from those of a stage that is active or has
     begun) and NotFoundError (no such run behind `records`, no such backbone weights). Nothing is written when it
     raises.
@@ -61,6 +63,9 @@ def prepare_run(
     config, records = _sourced(run, resolve(recipe, assignments), _keys(assignments), videos, records)
     _require_weights(config.model.weights)
     config = _settle_decoders(_settle_threads(config, run, cpus, active), cpus)
+    if not store:
+        require_agreement(run, config, records, active)
+        return run, config
     given = {"recipe": recipe, "set": list(assignments), "videos": videos, "records": records}
     save_config(run, config, given, records, active)
     return run, config

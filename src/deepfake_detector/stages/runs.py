@@ -52,10 +52,16 @@ def records_storage(run: Storage) -> Storage:
 def save_config(
     run: Storage, config: Config, given: Mapping[str, Any], records: str = "", active: Collection[Stage] = ()
 ) -> None:
-    """Write config.json, unless a stage that has begun was made with other settings.
+    """Write config.json, unless the settings may not change (require_agreement)."""
+    require_agreement(run, config, records, active)
+    document = {"given": dict(given), "resolved": config.model_dump(mode="json"), "records": records}
+    run.write(layout.CONFIG, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def require_agreement(run: Storage, config: Config, records: str = "", active: Collection[Stage] = ()) -> None:
+    """Raise ConfigError naming the first setting that differs from those of a stage that has begun.
 
     active: stages at work without a marker yet, bound by the settings that are stored now.
-    Raises ConfigError naming the first setting that differs, before anything is changed.
     """
     recorded = _document(run)["records"] if has_config(run) else records
     for stage, theirs, where in _bindings(run, active):
@@ -63,8 +69,6 @@ def save_config(
         settings.require_same(wanted, _comparable(wanted, theirs), where)
         if recorded != records:
             raise ConfigError(f"--records {records!r}: expected {recorded!r}, with which {where} was made")
-    document = {"given": dict(given), "resolved": config.model_dump(mode="json"), "records": records}
-    run.write(layout.CONFIG, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 def inherit_records(config: Config, given: Collection[str], records: Storage) -> Config:
