@@ -157,7 +157,7 @@ class Cluster:
         _, jobs = self._list("jobs", query)
         if all(job["metadata"]["uid"] != uid for job in jobs):
             return
-        for change, job in self._watch("jobs", query, over, None):
+        for change, job in self._watch("jobs", query, over):
             if job["metadata"]["uid"] != uid or change == "DELETED":
                 return
 
@@ -168,25 +168,35 @@ class Cluster:
         *,
         stop: threading.Event | None = None,
         on_away: Callable[[str], None] | None = None,
+        on_back: Callable[[], None] | None = None,
     ) -> Iterator[tuple[str, Object]]:
         """("ADDED" | "MODIFIED" | "DELETED", object) for all that is there, then for each change, until `stop` is set.
 
         Survives a lost connection and an expired position (410): what was missed is listed and told as changes, a
-        DELETED object as it was last seen. Two tries are at least 1 s apart; `on_away` hears why one failed. Blocks:
-        one thread for each watch. Raises ClusterError when it is not permitted.
+        DELETED object as it was last seen. Two tries are at least 1 s apart; `on_away` hears why one failed, `on_back`
+        that one succeeded after that. Blocks: one thread for each watch. Raises ClusterError when it is not permitted.
         """
-        return self._watch(kind, _selecting(selector), stop or threading.Event(), on_away)
+        return self._watch(kind, _selecting(selector), stop or threading.Event(), on_away, on_back)
 
     def _watch(
-        self, kind: Kind, query: Query, stop: threading.Event, on_away: Callable[[str], None] | None
+        self,
+        kind: Kind,
+        query: Query,
+        stop: threading.Event,
+        on_away: Callable[[str], None] | None = None,
+        on_back: Callable[[], None] | None = None,
     ) -> Iterator[tuple[str, Object]]:
         known: dict[str, Object] = {}
+        away = False
         version: str | None = None  # where the watch goes on; None: list anew
         pause = 0.0
         while not stop.wait(pause):
             try:
                 if version is None:
                     version, things = self._list(kind, query, again=False)
+                    if away and on_back:
+                        on_back()
+                    away = False
                     yield from _differences(known, things)
                 for change, thing in self._changes(kind, query, version, stop):
                     version = thing["metadata"]["resourceVersion"]
@@ -198,6 +208,7 @@ class Cluster:
             except _ExpiredError:
                 version, pause = None, max(RETRY_SECONDS[0], pause)
             except ClusterAwayError as error:
+                away, version = True, None  # a list answers at once, where a watch may have nothing to tell
                 pause = min(max(RETRY_SECONDS[0], 2 * pause), LONGEST_PAUSE_SECONDS)
                 if on_away:
                     on_away(str(error))
