@@ -38,11 +38,41 @@ bench: $(STAMP) ## Ratios of speed, memory and detection as a table and JSON lin
 	$(BIN)/python -m bench $(BENCH)
 
 .PHONY: lock
-lock: $(STAMP) ## Resolve requirements.lock anew from pyproject.toml
+lock: $(STAMP) ## Resolve requirements.lock anew from pyproject.toml, then the images' locks within its versions
 	$(BIN)/pip install --quiet uv==$(UV_VERSION)
-	$(BIN)/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
-		--generate-hashes --no-emit-index-url --no-annotate --no-header \
-		--custom-compile-command "make lock" --output-file requirements.lock --upgrade
+	$(COMPILE) pyproject.toml --all-extras --output-file requirements.lock
+	$(COMPILE) pyproject.toml docker/requirements-cpu.in --excludes docker/excludes-cpu.txt \
+		--constraints requirements.lock --output-file docker/requirements.lock
+	$(COMPILE) pyproject.toml docker/requirements-gpu.in \
+		--constraints requirements.lock --output-file docker/requirements-gpu.lock
+
+# The hashes of all platforms and Pythons; no address of an index.
+COMPILE := $(BIN)/uv pip compile --upgrade --universal --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-annotate --no-header
+
+##@ Cluster
+
+DOCKER ?= docker
+CLUSTER ?= kind
+# 12 digits of the commit, and -dirty where a file under git differs from it.
+IMAGE ?= deepfake-detector:$(shell git describe --always --abbrev=12 --exclude='*' --dirty)
+# docker/requirements-gpu.lock for the GPU build.
+REQUIREMENTS ?= docker/requirements.lock
+OVERLAYS := local gke
+
+.PHONY: cluster
+cluster: $(STAMP) ## A local cluster (CLUSTER=kind|minikube) with the image and all that is applied once
+	k8s/create-cluster $(CLUSTER) $(IMAGE)
+
+.PHONY: images
+images: ## Build docker/Dockerfile (IMAGE=name:tag REQUIREMENTS=docker/requirements-gpu.lock)
+	$(DOCKER) build --file docker/Dockerfile --tag $(IMAGE) --build-arg REQUIREMENTS=$(REQUIREMENTS) \
+		--build-arg COMMIT="$$(git log -1 --abbrev=10 --format=%h -- src/deepfake_detector)" .
+
+.PHONY: golden
+golden: ## Render the overlays anew into tests/manifests/golden, for review
+	for overlay in $(OVERLAYS); do \
+		kubectl kustomize k8s/overlays/$$overlay > tests/manifests/golden/$$overlay.yaml; done
 
 ##@ Housekeeping
 
