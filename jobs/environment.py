@@ -1,21 +1,44 @@
-"""A pod's environment and exit status, read and decided in one way by all entrypoints."""
+"""A pod's environment and exit status, read and decided in one way by all entrypoints.
+
+TERMINATION_LOG  the file of the container's termination message (terminationMessagePath): it gets the one error line
+TMPDIR, HOME     made where they are missing, as under a read-only root with an empty scratch volume
+"""
 
 from __future__ import annotations
 
+import logging
 import sys
+import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from deepfake_detector.core.errors import EXIT_OK, ConfigError, DetectorError
 
+MESSAGE_BYTES = 4096  # what the kubelet keeps of a termination message
+log = logging.getLogger(__name__)
 
-def exit_status(work: Callable[[], None]) -> int:
-    """Do the work; an expected failure is its one line, last on stderr, and its status (core/errors.py)."""
+
+def exit_status(environment: Mapping[str, str], work: Callable[[], None]) -> int:
+    """Do the work; a failure is one line, last on stderr and in TERMINATION_LOG, and its status (core/errors.py).
+
+    An unexpected error is a traceback before its line, and status 1.
+    """
     try:
+        _make_folders(environment)
         work()
     except DetectorError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(environment, str(error))
         return error.exit_status
+    except Exception as error:
+        traceback.print_exc()
+        _say(environment, f"unexpected {type(error).__name__}: {error}")
+        return 1
     return EXIT_OK
+
+
+def for_child(environment: Mapping[str, str]) -> dict[str, str]:
+    """What a child inherits: the pod's last words are its parent's."""
+    return {name: value for name, value in environment.items() if name != "TERMINATION_LOG"}
 
 
 def required(environment: Mapping[str, str], name: str) -> str:
@@ -31,3 +54,39 @@ def number(environment: Mapping[str, str], name: str, low: int, high: int, defau
     if not text.isdecimal() or not low <= int(text) <= high:
         raise ConfigError(f"{name}={text!r}: expected a number from {low} to {high} (environment)")
     return int(text)
+
+
+def folder(environment: Mapping[str, str], name: str) -> Path:
+    """The folder that a variable names, made where it is missing; raises ConfigError where that cannot be."""
+    path = Path(required(environment, name))
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{name}={path}: {error.strerror}, expected a folder to write to (environment)") from None
+    return path
+
+
+def _make_folders(environment: Mapping[str, str]) -> None:
+    if environment.get("TMPDIR"):
+        folder(environment, "TMPDIR")
+    if environment.get("HOME"):
+        try:
+            folder(environment, "HOME")
+        except ConfigError as error:  # only libraries' caches want it: accounts without a home can work
+            log.warning("%s", error)
+
+
+def _say(environment: Mapping[str, str], message: str) -> None:
+    line = " ".join(message.splitlines())
+    file = environment.get("TERMINATION_LOG")
+    try:
+        if file:
+            Path(file).write_bytes(_cut(line))
+    except OSError as error:
+        log.warning("TERMINATION_LOG=%s: %s", file, error.strerror)
+    print(f"error: {line}", file=sys.stderr, flush=True)
+
+
+def _cut(line: str) -> bytes:
+    """At most MESSAGE_BYTES of UTF-8, with a newline, and no character cut in two."""
+    return line.encode()[: MESSAGE_BYTES - 1].decode(errors="ignore").encode() + b"\n"

@@ -1,38 +1,40 @@
-"""The export of a trained run, in a process of its own: worker 0's supervisor starts it.
+"""The pod of an export Job: the parent of the process that exports the run's model (jobs/export_model.py).
+
+It is needed only where the export that training's worker 0 runs by itself did not succeed.
 
 RUN      the run's folder or gs:// prefix
 SCRATCH  a folder on local disk
 
-Exit status as in core/errors.py; the last line on stderr is the error.
+Further variables: jobs/environment.py. Exit status as in core/errors.py; the last line on stderr is the error.
 """
 
 from __future__ import annotations
 
-from deepfake_detector.supervisor.child import end_on_sigterm
+import os
+
+from deepfake_detector.supervisor.sigterm import end_on_sigterm
 
 if __name__ == "__main__":
-    end_on_sigterm()  # before the heavy imports
+    end_on_sigterm(os.environ.get("TERMINATION_LOG"))
 
-import os
+import logging
 import sys
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
-from jobs.environment import exit_status, required
+from deepfake_detector.supervisor.attend import attend
+from jobs.environment import exit_status, folder, for_child, required
 
-
-def main(environment: Mapping[str, str]) -> int:
-    return exit_status(lambda: _export(environment))
+EXPORT = (sys.executable, "-m", "jobs.export_model")
 
 
-def _export(environment: Mapping[str, str]) -> None:
-    from deepfake_detector.adapters.storage import open_storage
+def main(environment: Mapping[str, str], export: Sequence[str] = EXPORT) -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    return exit_status(environment, lambda: _export(environment, export))
 
-    run = open_storage(required(environment, "RUN"))
-    scratch = Path(required(environment, "SCRATCH"))
-    from deepfake_detector.stages.export import export  # TensorFlow: 2 s and 550 MB
 
-    export(run, scratch)
+def _export(environment: Mapping[str, str], export: Sequence[str]) -> None:
+    scratch = folder(environment, "SCRATCH")
+    attend(required(environment, "RUN"), "export", 0, export, scratch, for_child(environment))
 
 
 if __name__ == "__main__":

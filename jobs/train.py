@@ -6,37 +6,39 @@ PEERS                 host:port,... of all supervisors' rendezvous, in order of 
 POD_IP                the address under which the TensorFlow processes find each other (127.0.0.1)
 TF_BASE_PORT          the first of the 8 ports of this worker's TensorFlow (2222)
 SCRATCH               a folder on local disk
-VERBOSE               1: the TensorFlow process's output, too, on stderr
+VERBOSE               0: the TensorFlow process's output not on stderr (1)
 
-Exit status as in core/errors.py; the last line on stderr is the error.
+Further variables: jobs/environment.py. Exit status as in core/errors.py; the last line on stderr is the error.
 """
 
 from __future__ import annotations
 
-from deepfake_detector.supervisor.child import end_on_sigterm
+import os
+
+from deepfake_detector.supervisor.sigterm import end_on_sigterm
 
 if __name__ == "__main__":
-    end_on_sigterm()  # before the imports below: storage's take a while
+    end_on_sigterm(os.environ.get("TERMINATION_LOG"))
 
 import logging
-import os
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from deepfake_detector.core.errors import ConfigError
 from deepfake_detector.supervisor.keeper import Peer
+from deepfake_detector.supervisor.logs import end_kept
 from deepfake_detector.supervisor.member import Place
 from deepfake_detector.supervisor.supervise import supervise
-from jobs.environment import exit_status, number, required
+from jobs.environment import exit_status, folder, for_child, number, required
 
 TRAIN = (sys.executable, "-m", "jobs.train_worker")
-EXPORT = (sys.executable, "-m", "jobs.export")
+EXPORT = (sys.executable, "-m", "jobs.export_model")
+LOOPBACK = "127.0.0.1"
 
 
 def main(environment: Mapping[str, str], train: Sequence[str] = TRAIN, export: Sequence[str] = EXPORT) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    return exit_status(lambda: _supervise(environment, train, export))
+    return exit_status(environment, lambda: _supervise(environment, train, export))
 
 
 def _supervise(environment: Mapping[str, str], train: Sequence[str], export: Sequence[str]) -> None:
@@ -45,21 +47,26 @@ def _supervise(environment: Mapping[str, str], train: Sequence[str], export: Seq
 
     place = place_of(environment)
     run = open_storage(required(environment, "RUN"))
-    supervise(place, run, load_config(run), train=train, export=export)
+    with end_kept(run, "train", place.index):
+        supervise(place, run, load_config(run), train=train, export=export)
 
 
 def place_of(environment: Mapping[str, str]) -> Place:
     """The supervisor's place from a pod's environment; raises ConfigError naming the variable that is wrong."""
-    scratch = Path(required(environment, "SCRATCH"))
+    scratch = folder(environment, "SCRATCH")
+    peers = tuple(_peer(text.strip()) for text in required(environment, "PEERS").split(","))
+    host = environment.get("POD_IP") or LOOPBACK
+    if host == LOOPBACK and any(peer.host not in (LOOPBACK, "localhost") for peer in peers):
+        raise ConfigError(f"POD_IP: not set, expected the address under which {environment['PEERS']} reach this pod")
     return Place(
         index=number(environment, "JOB_COMPLETION_INDEX", 0, 100_000),
-        peers=tuple(_peer(text.strip()) for text in required(environment, "PEERS").split(",")),
-        host=environment.get("POD_IP") or "127.0.0.1",
+        peers=peers,
+        host=host,
         base_port=number(environment, "TF_BASE_PORT", 1, 65_528, "2222"),
         scratch=scratch,
         # TensorFlow writes generated code into TMPDIR, and a child that is killed leaves it there.
-        environment={**environment, "TMPDIR": str(scratch)},
-        verbose=environment.get("VERBOSE") == "1",
+        environment={**for_child(environment), "TMPDIR": str(scratch)},
+        verbose=environment.get("VERBOSE") != "0",
     )
 
 

@@ -4,6 +4,7 @@ RUN        folder or gs:// URI of the run, whose config.json holds all settings
 TF_CONFIG  who takes part; empty for one worker alone
 ATTEMPT    number of this attempt, for the log
 SCRATCH    a folder on local disk, of this worker's own
+TIMELINE   moments of the first attempt up to here (core/timeline.py), for the live display
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,15 +42,12 @@ def main(environment: Mapping[str, str]) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     logging.getLogger("absl").setLevel(logging.WARNING)  # TensorFlow tells of each checkpoint's sharding
     logging.getLogger("tensorflow").setLevel(logging.WARNING)
-    try:
-        return exit_status(lambda: _train(environment))
-    except Exception:
-        traceback.print_exc()
-        return 1
+    return exit_status(environment, lambda: _train(environment))
 
 
 def _train(environment: Mapping[str, str]) -> None:
     from deepfake_detector.adapters.storage import open_storage
+    from deepfake_detector.core.timeline import Timeline
     from deepfake_detector.core.topology import parse_tf_config
     from deepfake_detector.stages.runs import load_config, records_storage
     from deepfake_detector.training.worker import run_worker
@@ -59,7 +56,8 @@ def _train(environment: Mapping[str, str]) -> None:
     run, scratch = open_storage(required(environment, "RUN")), Path(required(environment, "SCRATCH"))
     cluster = parse_tf_config(environment.get("TF_CONFIG", ""))
     logging.info("attempt %s, worker %d of %d", environment.get("ATTEMPT", ""), cluster.rank, cluster.workers)
-    run_worker(run.uri, load_config(run), cluster, scratch, records_storage(run).uri)
+    timeline = Timeline.decode(environment.get("TIMELINE", ""))
+    run_worker(run.uri, load_config(run), cluster, scratch, records_storage(run).uri, timeline)
 
 
 if __name__ == "__main__":

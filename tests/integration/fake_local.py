@@ -12,7 +12,7 @@ from deepfake_detector.stages.runs import load_config
 
 HERE = Path(__file__).parent
 COMMANDS = Commands(
-    preprocess=(sys.executable, str(HERE / "fake_worker.py"), "preprocess"),
+    preprocess=(sys.executable, str(HERE / "fake_preprocess.py")),
     train=(sys.executable, str(HERE / "fake_train.py")),
 )
 

@@ -1,11 +1,12 @@
 """jobs.train with a stand-in for TensorFlow: everything else is the product's."""
 
-from deepfake_detector.supervisor.child import end_on_sigterm
+import os
+
+from deepfake_detector.supervisor.sigterm import end_on_sigterm
 
 if __name__ == "__main__":
-    end_on_sigterm()
+    end_on_sigterm(os.environ.get("TERMINATION_LOG"))
 
-import os
 import sys
 from pathlib import Path
 

@@ -99,8 +99,10 @@ def test_shards_fail_and_are_tried_again(local: Local) -> None:
     local.trained(local.cast(2))
     status, output, _ = local.result()
     assert status == 0
-    assert f"preprocess {first.rank}: killed by signal 9 (SIGKILL); again (1 of 3)" in output
-    assert b"SIGKILL" in local.run.read(layout.log("preprocess", first.rank, 1))
+    assert f"preprocess {first.rank}: exit 137: killed by signal 9 (SIGKILL); again (1 of 3)" in output
+    logs = [entry.name for entry in local.run.list(f"logs/preprocess/{first.rank}/")]
+    assert logs == [layout.log("preprocess", first.rank, 1)]
+    assert local.run.read(logs[0]).endswith(b": killed by signal 9 (SIGKILL)\n")
 
 
 def test_shard_that_fails_for_ever_ends_the_run(local: Local) -> None:

@@ -186,8 +186,8 @@ def test_peer_that_never_comes_is_named(tmp_path: Path) -> None:
         stage.start(1)
         assert stage.end(1) == (
             75,
-            f"error: supervisor 0 ({here}): no answer for 0.5 s, expected it to keep the rendezvous "
-            "(operations.rendezvous_seconds)",
+            f"error: supervisor 0 ({here}): no answer for 0.5 s (Connect call failed ('127.0.0.1', "
+            f"{here.rpartition(':')[2]})), expected it to keep the rendezvous (operations.rendezvous_seconds)",
         )
 
 
@@ -198,7 +198,9 @@ def test_keeper_that_accepts_but_never_answers_is_given_up(tmp_path: Path, monke
         peer = Peer(*silent.getsockname())
         place = Place(1, (peer, peer), "127.0.0.1", 20_000, tmp_path, {})
         silenced = member.Member(place, open_storage(str(tmp_path / "run")), TRAIN, patience=0.3)
-        with pytest.raises(WaitError, match=r"no answer for 0.3 s, expected it to keep the rendezvous"):
+        with pytest.raises(
+            WaitError, match=r"no answer for 0.3 s \(silent for 0.1 s\), expected it to keep the rendezvous"
+        ):
             asyncio.run(asyncio.wait_for(silenced.run(), PATIENCE))
 
 

@@ -9,10 +9,12 @@ import functools
 import importlib.metadata
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
@@ -38,12 +40,68 @@ def cpu_limit(root: Path = ROOT) -> int:
 
 def memory_limit_bytes(root: Path = ROOT) -> int:
     """Bytes that this process may use: the machine's memory or its cgroup's limit, whichever is less."""
-    limit = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    limit = _machine_memory()
     for folder in _control_groups(root, "memory"):
         for file in (folder / "memory.max", folder / "memory.limit_in_bytes"):  # v2, v1
             if file.is_file() and (text := file.read_text().strip()) != "max":
                 limit = min(limit, int(text))
     return limit
+
+
+@dataclass(frozen=True)
+class MemoryUse:
+    """What a cgroup tells of its memory, in bytes.
+
+    oom_kills: processes of it that the kernel has killed; limit: None, none but the machine's memory; peak: None,
+    this kernel does not tell (memory.peak came with Linux 5.19).
+    """
+
+    oom_kills: int
+    limit: int | None
+    peak: int | None
+
+
+def memory_use(root: Path = ROOT) -> MemoryUse | None:
+    """The account of this process's innermost cgroup that has one; None where no cgroup counts memory.
+
+    v2: memory.events, memory.max and memory.peak; v1: memory.oom_control, memory.limit_in_bytes and
+    memory.max_usage_in_bytes (kernel.org/doc/html/latest/admin-guide/cgroup-v2.html and cgroup-v1/memory.html).
+    """
+    for folder in _control_groups(root, "memory"):
+        for events, peak in (("memory.events", "memory.peak"), ("memory.oom_control", "memory.max_usage_in_bytes")):
+            kills = re.search(r"^oom_kill (\d+)$", _text(folder / events), re.MULTILINE)
+            if kills:
+                limit = memory_limit_bytes(root)
+                most = _text(folder / peak).strip()
+                return MemoryUse(
+                    oom_kills=int(kills[1]),
+                    limit=limit if limit < _machine_memory() else None,
+                    peak=int(most) if most else None,
+                )
+    return None
+
+
+def describe_oom(before: MemoryUse | None, root: Path = ROOT) -> str | None:
+    """Why a process of this cgroup got SIGKILL, if the kernel has killed one for memory since `before`; or None."""
+    now = memory_use(root)
+    if before is None or now is None or now.oom_kills <= before.oom_kills:
+        return None
+    peak = f", peak {_mebibytes(now.peak)}" if now.peak is not None else ""
+    if now.limit is None:
+        return f"OOMKilled: the machine's {_mebibytes(_machine_memory())} ran out{peak}"
+    return f"OOMKilled: limit {_mebibytes(now.limit)}{peak}: raise the memory limit (LIMITS=memory=...)"
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size >> 20} MiB"
+
+
+def _machine_memory() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.is_file() else ""
 
 
 def _control_groups(root: Path, controller: str) -> Iterator[Path]:

@@ -63,4 +63,10 @@ def attempt(number: int) -> str:
 
 
 def log(stage: str, index: int, number: int) -> str:
+    """The tail of one child's output, and why it ended."""
     return f"logs/{stage}/{index}/{number:05d}.log"
+
+
+def supervisor_log(stage: str, index: int, number: int) -> str:
+    """The same of a supervisor that did not succeed."""
+    return f"logs/{stage}/{index}/supervisor-{number:05d}.log"

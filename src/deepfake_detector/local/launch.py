@@ -92,12 +92,11 @@ def _run_shards(
             index = waiting.popleft()  # index 0 first: it makes the plan
             running.add(index)
             processes.start(_job("preprocess", index, run, scratch, command))
-        for job, end, output in processes.ended():
+        for job, end in processes.ended():
             running.discard(job.index)
             if end.status == EXIT_OK:
                 continue
             failures[job.index] += 1
-            run.write(layout.log("preprocess", job.index, failures[job.index]), f"{output}\n{end.reason}\n".encode())
             if end.status == EXIT_PERMANENT or failures[job.index] > RETRIES:
                 raise _error(job, end)
             display.say(f"  {job.name}: {end.reason}; again ({failures[job.index]} of {RETRIES})")
@@ -141,7 +140,7 @@ def _supervise(jobs: Sequence[Job], processes: Processes, attempts: int, display
         for index in [index for index, due in starts.items() if due <= time.monotonic()]:
             del starts[index]
             processes.start(jobs[index])
-        for job, end, _ in processes.ended():
+        for job, end in processes.ended():
             if end.status == EXIT_OK:
                 continue
             failures[job.index] += 1

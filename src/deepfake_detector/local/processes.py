@@ -87,8 +87,8 @@ class Processes:
         ours = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
         return {**os.environ, **ours, **job.environment}
 
-    def ended(self) -> list[tuple[Job, End, str]]:
-        """The jobs that have ended since the last call, with the tails of their logs."""
+    def ended(self) -> list[tuple[Job, End]]:
+        """The jobs that have ended since the last call."""
         ends = []
         for running in list(self._running):
             status = running.process.poll()
@@ -96,9 +96,9 @@ class Processes:
                 sys.stderr.write(running.log.read().decode(errors="replace"))
             if status is not None:
                 self._running.remove(running)
-                output = tail(Path(running.log.name))
+                reason = describe_end(status, tail(Path(running.log.name)))
                 running.log.close()
-                ends.append((running.job, End(status, describe_end(status, output)), output))
+                ends.append((running.job, End(status, reason)))
         return ends
 
     def end_all(self) -> None:

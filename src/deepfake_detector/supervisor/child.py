@@ -10,42 +10,20 @@ import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import BinaryIO
 
-from deepfake_detector.core.errors import EXIT_TERMINATED
+from deepfake_detector.adapters.machine import ROOT, MemoryUse, describe_oom, memory_use
+from deepfake_detector.supervisor import sigterm
 
 TAIL_BYTES = 64 * 1024
 TAIL_LINES = 200
 FOLLOW_SECONDS = 0.2
 LEASH = Path(__file__).with_name("leash.py")
 
-_groups: set[int] = set()  # process groups of the living children, for the signal handler
-
 
 def leashed(command: Sequence[str], signal_number: signal.Signals = signal.SIGKILL) -> list[str]:
     """`command`, to be sent a signal when the process that starts it (from its main thread) dies."""
     return [sys.executable, "-I", "-S", str(LEASH), str(os.getpid()), str(int(signal_number)), *command]
-
-
-def end_on_sigterm() -> None:
-    """Obey SIGTERM at once: children are killed, the status is 143.
-
-    To be called before any heavy import: PID 1 of a container ignores the signal otherwise. Nothing is waited for,
-    since a handler that waits for a child deadlocks with the main thread's own wait.
-    """
-    signal.signal(signal.SIGTERM, _terminate)
-
-
-def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    for group in tuple(_groups):
-        _kill_group(group)
-    os._exit(EXIT_TERMINATED)
-
-
-def _kill_group(group: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # gone; macOS: only zombies are left
-        os.killpg(group, signal.SIGKILL)
 
 
 @dataclass(frozen=True)
@@ -59,15 +37,19 @@ class End:
 class Child:
     """A running command; made by `start`."""
 
-    def __init__(self, process: asyncio.subprocess.Process, log: Path) -> None:
+    def __init__(self, process: asyncio.subprocess.Process, log: Path, memory: MemoryUse | None, root: Path) -> None:
         self._process = process
+        self._memory = memory
+        self._root = root
+        self._killed = False
         self.log = log
         self.pid = process.pid
 
     @classmethod
-    async def start(cls, command: Sequence[str], environment: Mapping[str, str], log: Path) -> Child:
-        """Run `command` with stdout and stderr in the file `log`."""
+    async def start(cls, command: Sequence[str], environment: Mapping[str, str], log: Path, root: Path = ROOT) -> Child:
+        """Run `command` with stdout and stderr in the file `log`. root: of the kernel's files (adapters.machine)."""
         log.parent.mkdir(parents=True, exist_ok=True)
+        memory = memory_use(root)
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 *leashed(command),
@@ -77,19 +59,22 @@ class Child:
                 env={**environment, "PYTHONUNBUFFERED": "1"},  # lines in their order, and none lost to SIGKILL
                 start_new_session=True,
             )
-        _groups.add(process.pid)
-        return cls(process, log)
+        sigterm.groups.add(process.pid)
+        return cls(process, log, memory, root)
 
     def kill(self) -> None:
         """SIGKILL to the whole group: TensorFlow may not exit on SIGTERM."""
         if self._process.returncode is None:
-            _kill_group(self.pid)
+            self._killed = True
+            sigterm.kill_group(self.pid)
 
     async def wait(self) -> End:
         """Wait for its end, which the kernel tells at once; whatever it had started goes with it."""
         status = await self._process.wait()
-        _kill_group(self.pid)
-        _groups.discard(self.pid)
+        sigterm.kill_group(self.pid)
+        sigterm.groups.discard(self.pid)
+        if status == -signal.SIGKILL and not self._killed and (reason := describe_oom(self._memory, self._root)):
+            return End(status, reason)
         return End(status, describe_end(status, tail(self.log)))
 
 

@@ -8,13 +8,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepfake_detector.adapters.process_time import process_started
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import EXIT_OK, DetectorError, WaitError
+from deepfake_detector.core.errors import EXIT_OK, WaitError
+from deepfake_detector.core.timeline import Timeline
 from deepfake_detector.core.topology import Cluster
 from deepfake_detector.supervisor import wire
-from deepfake_detector.supervisor.child import Child, End, follow, tail
+from deepfake_detector.supervisor.child import Child, follow
 from deepfake_detector.supervisor.keeper import Peer
+from deepfake_detector.supervisor.logs import store_log
 
 log = logging.getLogger(__name__)
 CONNECT_SECONDS = 5.0  # to the welcome: an address that nobody has, or a process that is stopped, answers nothing
@@ -49,8 +52,11 @@ class Member:
         self._patience = patience
         self._child: Child | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._timeline = Timeline({"process": round(process_started(), 3)})
+        self._timeline.mark("supervisor")
         self._uploads: set[asyncio.Task[None]] = set()
         self._heard = 0.0  # when the rendezvous last answered, by the loop's clock
+        self._refusal = ""  # why the last connection failed
 
     async def run(self) -> str | None:
         """Obey the rendezvous to the end: None, training is complete; a text, why no retry can help.
@@ -74,8 +80,8 @@ class Member:
                 log.warning("supervisor 0 (%s): connection lost", keeper)
             if clock() - self._heard > self._patience:
                 raise WaitError(
-                    f"supervisor 0 ({keeper}): no answer for {self._patience:g} s, expected it to keep the "
-                    "rendezvous (operations.rendezvous_seconds)"
+                    f"supervisor 0 ({keeper}): no answer for {self._patience:g} s ({self._refusal}), expected it to "
+                    "keep the rendezvous (operations.rendezvous_seconds)"
                 )
             pause = BACK_OFF_SECONDS[0] if self._heard > before else min(2 * pause, BACK_OFF_SECONDS[1])
             await asyncio.sleep(pause)
@@ -83,13 +89,21 @@ class Member:
         return None
 
     async def _obey(self, keeper: Peer) -> wire.Message | None:
-        """One connection: its final message, or None when it broke. No child is left afterwards."""
+        """One connection: its final message, or None when it broke. No child is left afterwards.
+
+        The name is resolved each time: one that does not resolve yet is no answer as any other, and a keeper whose
+        pod was replaced has another address.
+        """
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 reader, writer = await self._register(keeper)
         except OSError as error:  # TimeoutError is one
-            log.debug("supervisor 0 (%s): %r", keeper, error)
+            reason = error.strerror or str(error) or f"silent for {CONNECT_SECONDS:g} s"
+            if reason != self._refusal:
+                log.info("waiting for supervisor 0 (%s): %s", keeper, reason)
+            self._refusal = reason
             return None
+        self._refusal = "the connection was lost"
         try:
             while message := await wire.receive(reader):
                 match message:
@@ -130,6 +144,9 @@ class Member:
             "TF_CONFIG": Cluster(rank, tuple(cluster)).tf_config(),
             "ATTEMPT": str(attempt),
         }
+        if attempt == 1:  # later ones begin where the last one ended, not with the Job
+            self._timeline.mark("child")
+            environment["TIMELINE"] = self._timeline.encode()
         await self._end_child()
         path = self._place.scratch / f"attempt-{attempt:05d}.log"
         self._child = await Child.start(self._command, environment, path)
@@ -156,11 +173,3 @@ class Member:
     async def _flush(self) -> None:
         if self._uploads:
             await asyncio.wait(self._uploads, timeout=WIND_DOWN_SECONDS)
-
-
-def store_log(run: Storage, name: str, log_file: Path, title: str, end: End) -> None:
-    """Keep the tail of a child's output in the run. Losing it costs no training: the failure is only logged."""
-    try:
-        run.write(name, f"{tail(log_file)}\n--- {title}: {end.reason}\n".encode())
-    except DetectorError as error:
-        log.warning("%s/%s: not stored: %s", run.uri, name, error)

@@ -13,7 +13,8 @@ from deepfake_detector.core.errors import EXIT_PERMANENT, ConfigError, DetectorE
 from deepfake_detector.supervisor.attempts import AttemptWorker, History
 from deepfake_detector.supervisor.child import Child, End, follow
 from deepfake_detector.supervisor.keeper import Keeper
-from deepfake_detector.supervisor.member import Member, Place, store_log
+from deepfake_detector.supervisor.logs import store_log
+from deepfake_detector.supervisor.member import Member, Place
 from deepfake_detector.supervisor.policy import exhausted
 
 log = logging.getLogger(__name__)
