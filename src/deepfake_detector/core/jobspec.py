@@ -14,6 +14,8 @@ from typing import Any
 
 from deepfake_detector.core.capacity import quantity
 from deepfake_detector.core.errors import ConfigError
+from deepfake_detector.core.job_end import end_condition
+from deepfake_detector.core.pods import holds
 
 CONTAINER = "stage"
 RUN_LABEL = "deepfake-detector/run"
@@ -115,8 +117,9 @@ def with_resources(job: Mapping[str, Any], resources: Resources) -> dict[str, An
     A request of the manifest above a new limit falls to it. Raises ConfigError for a new request above the limit,
     which the API server would refuse.
     """
-    job = copy.deepcopy(dict(job))
-    declared = _container(job).get("resources") or {}
+    changed = copy.deepcopy(dict(job))
+    container = _container(changed)
+    declared = container.get("resources") or {}
     requests = {**(declared.get("requests") or {}), **resources.requests}
     limits = {**(declared.get("limits") or {}), **resources.limits}
     for name in sorted(requests.keys() & limits.keys()):
@@ -126,8 +129,8 @@ def with_resources(job: Mapping[str, Any], resources: Resources) -> dict[str, An
                     f"--requests {name}={requests[name]}: expected at most the limit, {limits[name]} (--limits {name}=)"
                 )
             requests[name] = limits[name]
-    _container(job)["resources"] = {**declared, "requests": requests, "limits": limits}
-    return job
+    container["resources"] = {**declared, "requests": requests, "limits": limits}
+    return changed
 
 
 def cpu_limit_of(job: Mapping[str, Any]) -> int:
@@ -158,19 +161,19 @@ def fill(
     run_uri: as Storage.uri has it. A training Job also gets PEERS, the address of every pod's rendezvous, in order of
     index. Raises ConfigError (see job_name, with_resources).
     """
-    job = with_resources(job, resources)
+    filled = with_resources(job, resources)
     name = job_name(stage, run_uri, completions)
-    job["metadata"] |= {"name": name, "namespace": namespace}
-    _merge(job["metadata"], "annotations", {RUN_URI: run_uri, SETTINGS: settings_fingerprint})
-    for holder in (job, job["spec"]["template"]):
+    filled["metadata"] |= {"name": name, "namespace": namespace}
+    _merge(filled["metadata"], "annotations", {RUN_URI: run_uri, SETTINGS: settings_fingerprint})
+    for holder in (filled, filled["spec"]["template"]):
         _merge(holder.setdefault("metadata", {}), "labels", {RUN_LABEL: run_hash(run_uri)})
-    job["spec"] |= {"completions": completions, "parallelism": parallelism}
-    container = _container(job)
+    filled["spec"] |= {"completions": completions, "parallelism": parallelism}
+    container = _container(filled)
     container["image"] = image
     _set_variable(container, "RUN", run_uri)
     if stage == "train":
         _set_variable(container, "PEERS", ",".join(peers(name, completions)))
-    return job
+    return filled
 
 
 def peers(job: str, workers: int) -> list[str]:
@@ -199,10 +202,14 @@ def in_namespace(objects: Sequence[Mapping[str, Any]], namespace: str) -> list[d
     return moved
 
 
-def is_finished(job: Mapping[str, Any]) -> bool:
-    """Whether the Job is complete or failed: none of its pods runs, and none will be started."""
-    conditions = job.get("status", {}).get("conditions") or ()
-    return any(each["type"] in ("Complete", "Failed") and each["status"] == "True" for each in conditions)
+def image_of(job: Mapping[str, Any]) -> str:
+    """The image of the stage's container."""
+    return str(_container(job)["image"])
+
+
+def is_over(job: Mapping[str, Any]) -> bool:
+    """Whether nothing more will come of the Job: complete, failed, about to fail (FailureTarget), or being deleted."""
+    return "deletionTimestamp" in job["metadata"] or bool(holds(job, "Complete") or end_condition(job))
 
 
 def _container(job: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""What is applied once: namespace, accounts, Service, policies, settings, and all else of an overlay but its Jobs."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from deepfake_detector.adapters import kubectl
+from deepfake_detector.adapters.cluster import Cluster
+from deepfake_detector.core.errors import EXIT_OK, ClusterAwayError, ConfigError
+from deepfake_detector.core.jobspec import COMPONENT_LABEL, in_namespace
+from deepfake_detector.core.pods import condition, waiting
+
+OVERLAYS = Path(__file__).parents[3] / "k8s" / "overlays"  # beside src: the product runs from a checkout
+DEFAULT_NAMESPACE = "deepfake-detector"
+READY_SECONDS = 180.0  # an image may have to be pulled
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where to: an overlay of k8s/overlays, a context of the kubeconfig (None: its current one), a namespace."""
+
+    overlay: str
+    context: str | None = None
+    namespace: str = DEFAULT_NAMESPACE
+
+
+def overlay_folder(overlay: str) -> Path:
+    """Raises ConfigError naming the overlays that there are."""
+    there = sorted(folder.name for folder in OVERLAYS.iterdir() if folder.is_dir()) if OVERLAYS.is_dir() else []
+    if overlay not in there:
+        raise ConfigError(
+            f"--overlay {overlay}: expected one of {', '.join(there) or 'none'} ({OVERLAYS}: the product runs from a "
+            "checkout)"
+        )
+    return OVERLAYS / overlay
+
+
+def deploy(target: Target, *, dry_run: bool = False) -> int:
+    """Apply the overlay, and wait until what it runs by itself is ready. Returns 0.
+
+    dry_run: print what would be applied. Raises ConfigError, ClusterError with kubectl's own words, and
+    ClusterAwayError, with the reason, when a Deployment is not ready in time.
+    """
+    cluster = Cluster.connect(target.context, target.namespace)
+    print(cluster, file=sys.stderr if dry_run else sys.stdout, flush=True)
+    rendered = kubectl.kustomize(overlay_folder(target.overlay))
+    objects = in_namespace([thing for thing in rendered if thing["kind"] != "Job"], target.namespace)
+    if dry_run:
+        print(to_yaml(objects), end="")
+        return EXIT_OK
+    print(kubectl.apply(objects, cluster.context, cluster.namespace), end="", flush=True)
+    await_ready(cluster, [thing["metadata"]["name"] for thing in objects if thing["kind"] == "Deployment"])
+    return EXIT_OK
+
+
+def await_ready(cluster: Cluster, deployments: Sequence[str], budget_seconds: float = READY_SECONDS) -> None:
+    """Wait until all replicas of these Deployments are available; raises ClusterAwayError saying why one is not."""
+    waiting = set(deployments)
+    if not waiting:
+        return
+    over = threading.Event()
+    timer = threading.Timer(budget_seconds, over.set)
+    timer.daemon = True
+    timer.start()
+    try:
+        for _, deployment in cluster.watch("deployments", stop=over):
+            name = deployment["metadata"]["name"]
+            if name in waiting and _is_ready(deployment):
+                waiting.remove(name)
+                print(f"{name} is ready", flush=True)
+            if not waiting:
+                return
+    finally:
+        timer.cancel()
+    name = sorted(waiting)[0]
+    raise ClusterAwayError(
+        f"deployment {name} ({cluster}): not ready after {budget_seconds:g} s: {_reason(cluster, name)}"
+    )
+
+
+def to_yaml(objects: Sequence[Mapping[str, Any]]) -> str:
+    """One document each, as kubectl reads it."""
+    import yaml
+
+    class Plain(yaml.SafeDumper):
+        def ignore_aliases(self, _data: Any) -> bool:
+            return True  # anchors help no reader here
+
+    return str(yaml.dump_all([dict(thing) for thing in objects], Dumper=Plain, sort_keys=False, width=120))
+
+
+def _is_ready(deployment: Mapping[str, Any]) -> bool:
+    status = deployment.get("status", {})
+    wanted = deployment["spec"].get("replicas", 1)
+    return (
+        status.get("observedGeneration", 0) >= deployment["metadata"]["generation"]
+        and status.get("updatedReplicas", 0) >= wanted
+        and status.get("availableReplicas", 0) >= wanted
+    )
+
+
+def _reason(cluster: Cluster, component: str) -> str:
+    """What its pods wait for, in Kubernetes' words."""
+    said = []
+    for pod in cluster.pods(f"{COMPONENT_LABEL}={component}"):
+        said += [f"{reason} {message}".strip() for _, reason, message in waiting(pod)]
+        unscheduled = condition(pod, "PodScheduled")
+        if unscheduled and unscheduled["status"] == "False":
+            said.append(f"{unscheduled.get('reason', '')} {unscheduled.get('message', '')}")
+    remedy = f"kubectl --context {cluster.context} -n {cluster.namespace} describe deployment {component}"
+    return f"{said[0] if said else 'its pods say nothing'} ({remedy})"

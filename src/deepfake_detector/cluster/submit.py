@@ -1,0 +1,279 @@
+"""A stage's Job: settings checked and stored, Job created or attached to, followed to its end.
+
+The order keeps every step safe to repeat and to cut off: nothing is written to the bucket before all checks have
+passed, the settings are there before the pods that read them, and a Job is created under a name that belongs to its
+stage and run alone, so that it exists once whoever submits.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
+
+from deepfake_detector.adapters import kubectl
+from deepfake_detector.adapters.cluster import Cluster
+from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.cluster.deploy import Target, overlay_folder, to_yaml
+from deepfake_detector.cluster.emulator import storage_access
+from deepfake_detector.cluster.results import describe, is_done, require_good
+from deepfake_detector.core import layout
+from deepfake_detector.core.config import Config, Stage, fingerprint, stage_settings
+from deepfake_detector.core.errors import EXIT_OK, ClusterAwayError, ClusterError, ConfigError, DataError
+from deepfake_detector.core.job_end import end_condition
+from deepfake_detector.core.jobspec import (
+    COMPONENT_LABEL,
+    SETTINGS,
+    Resources,
+    cpu_limit_of,
+    fill,
+    image_of,
+    is_over,
+    run_selector,
+    stage_job,
+    with_resources,
+)
+from deepfake_detector.core.pods import holds
+from deepfake_detector.stages.prepare import Cpus, prepare_run
+from deepfake_detector.stages.runs import has_config, load_config, records_storage
+
+JobStage = Literal["preprocess", "train", "export"]
+DEFAULT_PODS = 4
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a user asked for. URIs are gs://; recipe, videos and records: "" or None is what the run was given before.
+
+    pods: shards that are preprocessed at the same time. dry_run: print the Job instead of creating it. detach: don't
+    follow it.
+    """
+
+    stage: JobStage
+    run: str
+    image: str
+    videos: str = ""
+    records: str = ""
+    recipe: str | None = None
+    assignments: Sequence[str] = ()
+    pods: int = DEFAULT_PODS
+    resources: Resources = field(default_factory=Resources)
+    dry_run: bool = False
+    detach: bool = False
+
+
+def submit(wanted: Submission, target: Target) -> int:
+    """Have the stage done in the cluster, and return the exit status (core/errors.py).
+
+    A stage that is finished is described, a Job that is at work is attached to, one that ended otherwise is removed
+    and created again. Raises ConfigError naming the setting that differs from those of a stage that has begun or is at
+    work, DataError where an earlier stage is not finished, ClusterError, StorageError.
+    """
+    cluster = Cluster.connect(target.context, target.namespace)
+    # What a dry run prints must be fit for `kubectl create -f -`.
+    print(f"{cluster}, image {wanted.image}", file=sys.stderr if wanted.dry_run else sys.stdout, flush=True)
+    _require_reachable(wanted)
+    templates = kubectl.kustomize(overlay_folder(target.overlay))
+    template = stage_job(templates, wanted.stage, str(overlay_folder(target.overlay)))
+    cpus = _cpus(templates, wanted)
+    with storage_access(cluster, target.overlay):
+        run = open_storage(wanted.run)
+        active = _active(cluster, run)
+        _require_ready(run, wanted, active)
+        settle = partial(
+            prepare_run,
+            wanted.run,
+            recipe=wanted.recipe,
+            assignments=wanted.assignments,
+            videos=wanted.videos,
+            records=wanted.records,
+            cpus=cpus,
+            active=active.keys(),
+        )
+        _, config = settle(store=False)
+        if wanted.stage == "train":
+            require_good(_records_of(run, wanted), config)
+        job = _job(template, run, config, wanted, cluster.namespace)
+        if wanted.dry_run:
+            print(to_yaml([job]), end="")
+            return EXIT_OK
+        if is_done(run, wanted.stage):
+            return _finish(run, wanted.stage, config)
+        if wanted.stage not in active:
+            _check(cluster, target.overlay, wanted, job)
+        settle()
+        _create_or_attach(cluster, run, wanted.stage, job, config)
+        return _follow(cluster, run, config, wanted, job["metadata"]["name"])
+
+
+def _follow(cluster: Cluster, run: Storage, config: Config, wanted: Submission, name: str) -> int:
+    if wanted.detach:
+        print(f"next: make status RUN={run.uri}")
+        return EXIT_OK
+    from deepfake_detector.cluster.follow import follow
+
+    status = follow(cluster, run, wanted.stage, name, config)
+    return _finish(run, wanted.stage, config) if status == EXIT_OK else status
+
+
+def _finish(run: Storage, stage: JobStage, config: Config) -> int:
+    """Say what the stage has come to. Raises DataError where preprocessing lost too many videos."""
+    print("\n".join(describe(run, stage)), flush=True)
+    if stage == "preprocess":
+        require_good(records_storage(run), config)
+    return EXIT_OK
+
+
+def _require_reachable(wanted: Submission) -> None:
+    """Pods see the bucket, and nothing of this machine."""
+    places = {"--run": wanted.run, "--videos": wanted.videos, "--records": wanted.records}
+    for flag, uri in places.items():
+        if (uri or flag == "--run") and not uri.startswith("gs://"):
+            raise ConfigError(f"{flag} {uri!r}: expected gs://bucket/prefix: pods can't see this machine's folders")
+    for assignment in wanted.assignments:
+        key, _, value = (part.strip() for part in assignment.partition("="))
+        if key == "model.weights" and value != "none" and not value.startswith("gs://"):
+            raise ConfigError(f"--set {assignment}: expected gs://bucket/name: pods can't see this machine's files")
+
+
+def _check(cluster: Cluster, overlay: str, wanted: Submission, job: Mapping[str, Any]) -> None:
+    """The checks of `doctor`: those that fail are printed; raises ClusterError when one of them is in the way."""
+    from deepfake_detector.cluster.doctor import check, to_text
+
+    checks = check(
+        cluster,
+        overlay,
+        image=wanted.image,
+        run=wanted.run,
+        videos=wanted.videos,
+        pods=job["spec"]["parallelism"],
+        spec=job["spec"]["template"]["spec"],
+    )
+    failed = [each for each in checks if not each.ok]
+    if failed:
+        print(to_text(failed), file=sys.stderr, flush=True)
+    blocking = [each for each in failed if each.blocks]
+    if blocking:
+        raise ClusterError(f"{blocking[0].name}: {blocking[0].detail} ({blocking[0].remedy}): nothing was submitted")
+
+
+def _cpus(templates: Sequence[Mapping[str, Any]], wanted: Submission) -> Cpus:
+    limits = {}
+    for stage in ("train", "preprocess"):
+        job = stage_job(templates, stage, "the overlay")
+        limits[stage] = cpu_limit_of(with_resources(job, wanted.resources) if stage == wanted.stage else job)
+    return Cpus(train_threads=limits["train"], decoders=limits["preprocess"])
+
+
+def _active(cluster: Cluster, run: Storage) -> dict[Stage, str]:
+    """The stages of the run whose Job is at work, and its name."""
+    at_work: dict[Stage, str] = {}
+    for job in cluster.jobs(run_selector(run.uri)):
+        stage = job["metadata"]["labels"].get(COMPONENT_LABEL)
+        if stage in ("preprocess", "train", "export") and not is_over(job):
+            at_work[stage] = job["metadata"]["name"]
+    return at_work
+
+
+def _require_ready(run: Storage, wanted: Submission, active: Mapping[Stage, str]) -> None:
+    """The stages before this one are finished, and none is at work that does the same."""
+    exporters: dict[JobStage, Stage] = {"train": "export", "export": "train"}
+    other = exporters.get(wanted.stage)
+    if other and other in active:
+        raise ClusterError(
+            f"job {active[other]}: at work on {run.uri}, expected its end: it exports the model, too "
+            f"(make {other} RUN={run.uri} attaches to it, make stop RUN={run.uri} ends it)"
+        )
+    if wanted.stage == "train":
+        _require_records(run, wanted, active)
+    if wanted.stage == "export" and not run.exists(layout.TRAINED):
+        raise DataError(
+            f"{run.uri}/{layout.TRAINED}: not found, expected a finished training (make train RUN={run.uri})"
+        )
+
+
+def _require_records(run: Storage, wanted: Submission, active: Collection[Stage]) -> None:
+    if not wanted.records and not has_config(run):
+        raise DataError(
+            f"{run.uri}: holds no records, expected make preprocess VIDEOS=gs://... RUN={run.uri} first "
+            "(or RECORDS=gs://..., the finished records of another run)"
+        )
+    records = _records_of(run, wanted)
+    if records.exists(layout.RECORDS_SUMMARY):
+        return
+    shards = load_config(records).data.shards
+    done = sum(layout.is_shard_report(entry.name) for entry in records.list("records/"))
+    at_work = "is at work" if "preprocess" in active else "has not finished"
+    raise DataError(
+        f"{records.uri}: preprocessing {at_work}: {done} of {shards} shards done, expected all "
+        f"(make preprocess RUN={records.uri} goes on)"
+    )
+
+
+def _records_of(run: Storage, wanted: Submission) -> Storage:
+    return open_storage(wanted.records) if wanted.records else records_storage(run)
+
+
+def _job(
+    template: Mapping[str, Any], run: Storage, config: Config, wanted: Submission, namespace: str
+) -> dict[str, Any]:
+    completions = {"preprocess": config.data.shards, "train": config.train.workers, "export": 1}[wanted.stage]
+    return fill(
+        template,
+        stage=wanted.stage,
+        run_uri=run.uri,
+        namespace=namespace,
+        image=wanted.image,
+        completions=completions,
+        parallelism=min(wanted.pods, completions) if wanted.stage == "preprocess" else completions,
+        settings_fingerprint=fingerprint(stage_settings(config, wanted.stage)),
+        resources=wanted.resources,
+    )
+
+
+def _create_or_attach(cluster: Cluster, run: Storage, stage: Stage, job: Mapping[str, Any], config: Config) -> None:
+    name = job["metadata"]["name"]
+    there = cluster.get_job(name)
+    if there is not None and is_over(there):
+        print(f"job {name}: {_ending(there)}; removing it, to create it again", flush=True)
+        cluster.delete_job(name)
+        there = None
+    if there is None:
+        if cluster.create_job(job):
+            _require_undisturbed(cluster, run, name, stage, config)
+            print(f"created job {name}", flush=True)
+            return
+        there = cluster.get_job(name)  # somebody else was faster
+    if there is None:
+        raise ClusterAwayError(f"job {name} ({cluster}): removed by somebody else just now, expected it to stay")
+    _require_same_job(there, job)
+    print(f"attached to job {name}, created {there['metadata']['creationTimestamp']}", flush=True)
+
+
+def _require_undisturbed(cluster: Cluster, run: Storage, name: str, stage: Stage, config: Config) -> None:
+    """Two clients that submit different settings at once: the later writer's are stored, so this Job is not its."""
+    if stage_settings(load_config(run), stage) != stage_settings(config, stage):
+        cluster.delete_job(name)
+        raise ConfigError(
+            f"{run.uri}/{layout.CONFIG}: changed by somebody else just now, expected one client at a time "
+            f"(job {name} is removed again)"
+        )
+
+
+def _require_same_job(there: Mapping[str, Any], job: Mapping[str, Any]) -> None:
+    """The settings, which prepare_run compares by name, and what it can't know: they may be those of a lost race."""
+    name = job["metadata"]["name"]
+    made_with = (there["metadata"].get("annotations") or {}).get(SETTINGS)
+    if made_with != job["metadata"]["annotations"][SETTINGS]:
+        raise ConfigError(f"job {name}: at work with other settings, expected the same ones (make stop ends it)")
+    image, ours = image_of(there), image_of(job)
+    if image != ours:
+        print(f"job {name}: at work with image {image}, not {ours} (make stop ends it)", flush=True)
+
+
+def _ending(job: Mapping[str, Any]) -> str:
+    if failed := end_condition(job):
+        return f"failed before ({failed.get('reason', 'Failed')})"
+    return "ended before" if holds(job, "Complete") else "being removed"
