@@ -34,7 +34,10 @@ READY_SECONDS = 30.0
 _RESTART_SECONDS = 0.5  # a pod that was replaced takes longer; storage retries for minutes
 _ANSWER_SECONDS = 5.0
 _LOOK_SECONDS = 0.1
-_FINAL = re.compile(r"\(NotFound\): (services|namespaces)|\(Forbidden\)|Unauthorized|context .* does not exist")
+_FINAL = re.compile(
+    r"\(NotFound\): (services|namespaces)|\(Forbidden\)|Unauthorized|context .* does not exist"
+    r"|Unable to connect to the server|connection to the server .* was refused"
+)
 _NO_PROXY = "no_proxy"  # requests and urllib prefer it to NO_PROXY
 
 
