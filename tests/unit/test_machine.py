@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 
 from deepfake_detector.adapters.machine import (
+    MemoryUse,
     code_version,
     cpu_limit,
     cpu_model,
+    describe_oom,
     memory_limit_bytes,
+    memory_use,
     peak_memory_mb,
 )
 
@@ -97,6 +100,85 @@ def test_cpu_limit(tmp_path: Path, files: dict[str, str], limit: int) -> None:
 )
 def test_memory_limit(tmp_path: Path, files: dict[str, str], limit: int) -> None:
     assert memory_limit_bytes(system(tmp_path, files)) == limit
+
+
+MIB = 1 << 20
+EVENTS = "low 0\nhigh 0\nmax 12\noom 1\noom_kill {}\noom_group_kill 0\n"
+CONTROL = "oom_kill_disable 0\nunder_oom 0\noom_kill {}\n"
+
+
+def v2(kills: int, limit: str = str(300 * MIB), **more: str) -> dict[str, str]:
+    return {"proc/self/cgroup": V2, "memory.events": EVENTS.format(kills), "memory.max": f"{limit}\n", **more}
+
+
+def v1(kills: int, limit: int = 300 * MIB) -> dict[str, str]:
+    return {
+        "proc/self/cgroup": V1,
+        "memory/memory.oom_control": CONTROL.format(kills),
+        "memory/memory.limit_in_bytes": f"{limit}\n",
+        "memory/memory.max_usage_in_bytes": f"{299 * MIB}\n",
+    }
+
+
+PEAK = {"memory.peak": f"{299 * MIB}\n"}
+
+
+@pytest.mark.parametrize(
+    ("files", "use"),
+    [
+        pytest.param({}, None, id="no cgroup"),
+        pytest.param({"proc/self/cgroup": V2}, None, id="v2, no memory controller"),
+        pytest.param(v2(0, **PEAK), MemoryUse(0, 300 * MIB, 299 * MIB), id="v2"),
+        pytest.param(v2(2), MemoryUse(2, 300 * MIB, None), id="v2 before Linux 5.19"),
+        pytest.param(v2(0, "max", **PEAK), MemoryUse(0, None, 299 * MIB), id="v2, no limit"),
+        pytest.param(v1(3), MemoryUse(3, 300 * MIB, 299 * MIB), id="v1"),
+        pytest.param(v1(0, 9223372036854771712), MemoryUse(0, None, 299 * MIB), id="v1, no limit"),
+        pytest.param(
+            {"proc/self/cgroup": V1, "memory/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\n"},
+            None,
+            id="v1 before Linux 4.13",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": NESTED,
+                "kubepods.slice/pod1/memory.max": f"{200 * MIB}\n",
+                "kubepods.slice/pod1/memory.events": EVENTS.format(7),
+                **{
+                    f"kubepods.slice/pod1/container1/{name}": text
+                    for name, text in v2(1, **PEAK).items()
+                    if name != "proc/self/cgroup"
+                },
+            },
+            MemoryUse(1, 200 * MIB, 299 * MIB),
+            id="v2, the container's own account under the pod's limit",
+        ),
+    ],
+)
+def test_memory_use(tmp_path: Path, files: dict[str, str], use: MemoryUse | None) -> None:
+    assert memory_use(system(tmp_path, files)) == use
+
+
+RAISE = ": raise the memory limit (LIMITS=memory=...)"
+
+
+@pytest.mark.parametrize(
+    ("before", "files", "reason"),
+    [
+        pytest.param(0, v2(1, **PEAK), f"OOMKilled: limit 300 MiB, peak 299 MiB{RAISE}", id="v2"),
+        pytest.param(0, v2(1), f"OOMKilled: limit 300 MiB{RAISE}", id="v2 without peak"),
+        pytest.param(1, v1(3), f"OOMKilled: limit 300 MiB, peak 299 MiB{RAISE}", id="v1"),
+        pytest.param(
+            0, v2(1, "max", **PEAK), f"OOMKilled: the machine's {MEMORY >> 20} MiB ran out, peak 299 MiB", id="no limit"
+        ),
+        pytest.param(1, v2(1, **PEAK), None, id="killed before our time"),
+        pytest.param(3, v1(3), None, id="v1, none killed"),
+        pytest.param(None, v1(3), None, id="no account before"),
+        pytest.param(0, {}, None, id="no account now"),
+    ],
+)
+def test_describe_oom(tmp_path: Path, before: int | None, files: dict[str, str], reason: str | None) -> None:
+    then = None if before is None else MemoryUse(before, None, None)
+    assert describe_oom(then, system(tmp_path, files)) == reason
 
 
 XEON = "processor\t: 0\nmodel name\t: Some Xeon\nflags\t\t: fpu {}\n\nprocessor\t: 1\nmodel name\t: Some Xeon\n"

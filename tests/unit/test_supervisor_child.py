@@ -76,3 +76,46 @@ def test_killed_child_takes_its_own_children_with_it(tmp_path: Path) -> None:
         return status
 
     assert asyncio.run(run()) == -9
+
+
+@pytest.mark.parametrize(
+    ("kill", "reason"),
+    [
+        pytest.param("SIGKILL", "OOMKilled: limit 300 MiB, peak 299 MiB: raise", id="by the kernel"),
+        pytest.param("SIGTERM", "killed by signal 15 (SIGTERM)", id="by somebody, while another process ran out"),
+    ],
+)
+def test_child_out_of_memory_is_told_by_the_cgroup(tmp_path: Path, kill: str, reason: str) -> None:
+    memory = tmp_path / "sys/fs/cgroup"
+    files = {"memory.events": "oom_kill 2\n", "memory.max": f"{300 << 20}\n", "memory.peak": f"{299 << 20}\n"}
+    for name, text in files.items():
+        memory.mkdir(parents=True, exist_ok=True)
+        (memory / name).write_text(text)
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+    script = f"import os, signal; open({str(memory / 'memory.events')!r}, 'w').write('oom_kill 3'); "
+    script += f"os.kill(os.getpid(), signal.{kill})"
+
+    async def run() -> str:
+        child = await Child.start([sys.executable, "-c", script], {}, tmp_path / "log", root=tmp_path)
+        return (await child.wait()).reason
+
+    assert asyncio.run(run()).startswith(reason)
+
+
+def test_child_killed_by_its_supervisor_did_not_run_out_of_memory(tmp_path: Path) -> None:
+    """A peer in the same container did, in the same moment."""
+    memory = tmp_path / "sys/fs/cgroup"
+    memory.mkdir(parents=True)
+    (memory / "memory.events").write_text("oom_kill 0\n")
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text("0::/\n")
+
+    async def run() -> str:
+        command = [sys.executable, "-c", "import signal; signal.pause()"]
+        child = await Child.start(command, {}, tmp_path / "log", root=tmp_path)
+        (memory / "memory.events").write_text("oom_kill 1\n")
+        child.kill()
+        return (await child.wait()).reason
+
+    assert asyncio.run(run()) == "killed by signal 9 (SIGKILL)"

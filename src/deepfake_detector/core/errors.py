@@ -56,3 +56,9 @@ class WaitError(DetectorError):
     """Something awaited (a peer, a plan) did not come within its budget: worth another try."""
 
     exit_status = EXIT_RETRY
+
+
+class MemoryLimitError(DetectorError):
+    """The kernel killed a process because the container's or the machine's memory ran out: it may not the next time."""
+
+    exit_status = EXIT_RETRY

@@ -21,8 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from deepfake_detector.adapters.machine import MemoryUse, describe_oom, memory_use
 from deepfake_detector.core.config import Config
-from deepfake_detector.core.errors import ConfigError, DetectorError, WaitError
+from deepfake_detector.core.errors import ConfigError, DetectorError, MemoryLimitError, WaitError
 from deepfake_detector.core.extraction import Extraction
 from deepfake_detector.core.outcomes import Outcome
 
@@ -32,6 +33,7 @@ AHEAD = 4  # results kept per slot while a slow video holds up the order: bounds
 STARTUP_SECONDS = 120.0
 WORKING_MB = 128  # address space for the frames of a small video
 PR_SET_PDEATHSIG = 1
+KILLED = "signal 9 (SIGKILL)"
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,9 @@ class Decoders:
         """The extraction of every path, in the order of `paths`, which is consumed as slots become free.
 
         A timeout is not tried again; a crash is, once, in a fresh process. Raises WaitError when a process does not
-        even start, and whatever error of this project a process meets that is not the video's.
+        even start, MemoryLimitError when the kernel kills one because this container's memory ran out (no video is
+        to blame for a limit that is too low), and whatever error of this project a process meets that is not the
+        video's.
         """
         tasks = enumerate(paths)
         results: dict[int, Extraction] = {}
@@ -113,6 +117,7 @@ class _Slot:
         self.task: tuple[int, Path] | None = None
         self.ready = False
         self.since = 0.0
+        self.memory: MemoryUse | None = None  # before the process started
 
     @property
     def pid(self) -> int | None:
@@ -151,6 +156,7 @@ class _Slot:
 
     def _start(self) -> None:
         self.stop()
+        self.memory = memory_use()
         context = multiprocessing.get_context("spawn")  # a fork would carry the parent's threads and locks
         self.connection, theirs = context.Pipe()
         self._process = context.Process(
@@ -185,6 +191,8 @@ def _receive(slot: _Slot) -> Extraction | str | None:
         message = slot.connection.recv()
     except (EOFError, OSError):
         was_ready, end = slot.ready, slot.wait_for_end()
+        if end == KILLED and (reason := describe_oom(slot.memory)):
+            raise MemoryLimitError(f"decoding process: {reason}") from None
         if not was_ready:
             raise WaitError(
                 f"decoding process: {end} before it was ready: expected it to start (its error is above)"

@@ -95,10 +95,11 @@ def _document(run: Storage) -> dict[str, Any]:
         raise NotFoundError(
             f"{where}: not found, expected the settings of a run (is {run.uri} a run folder?)"
         ) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptError(f"{where}: expected JSON ({error})") from None
-    if not isinstance(document, dict) or not {"given", "resolved", "records"} <= document.keys():
-        raise CorruptError(f"{where}: expected an object with given, resolved and records")
+    parts = {"given": dict, "resolved": dict, "records": str}
+    if not isinstance(document, dict) or any(not isinstance(document.get(name), parts[name]) for name in parts):
+        raise CorruptError(f"{where}: expected an object with given, resolved (objects) and records (a string)")
     return document
 
 
