@@ -143,8 +143,7 @@ def state_of(pod: Manifest) -> str:
         return "waits for a node"
     if phase == "Running":
         return f"runs on {node}"
-    reason = next((reason for _, reason, _ in waiting(pod)), "")
-    return f"starts on {node}" + (f" ({reason})" if reason not in ("", "ContainerCreating", "PodInitializing") else "")
+    return f"starts on {node}"
 
 
 def created(manifest: Manifest) -> str:
@@ -153,6 +152,9 @@ def created(manifest: Manifest) -> str:
 
 
 def _line(text: str | None) -> str:
-    """The last line that says something: an error is printed last."""
+    """The error in a termination message, which may be the end of a log: its last line that begins with "error: ",
+    as the jobs print it, or else the last one.
+    """
     lines = [line.strip() for line in (text or "").splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ") if lines else ""
+    own = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+    return (own or lines or [""])[-1]

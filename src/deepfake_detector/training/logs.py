@@ -14,6 +14,7 @@ from deepfake_detector.adapters.epochs import read_epochs
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.markers import EpochMetrics
+from deepfake_detector.core.timeline import FIRST_STEP, Timeline
 
 LOCAL_PROGRESS_SECONDS = 2.0
 REMOTE_PROGRESS_SECONDS = 15.0  # a write to a bucket takes about 0.1 s of the training thread
@@ -26,8 +27,9 @@ class RunLog:
     takes a SessionLog START as a restart that invalidates everything from its step on.
     """
 
-    def __init__(self, run: Storage, scratch: Path, finished: int) -> None:
+    def __init__(self, run: Storage, scratch: Path, finished: int, timeline: Timeline) -> None:
         self._run = run
+        self._timeline = timeline
         recorded = read_epochs(run)
         self.epochs = [epoch for epoch in recorded if epoch.epoch <= finished]
         if self.epochs != recorded:
@@ -51,12 +53,14 @@ class RunLog:
 
     def progress(self, *, epoch: int, epochs: int, step: int, steps: int, loss: float, rate: float) -> None:
         """Tell how far training is, at most every few seconds. loss: of the last step; rate: sequences/s."""
+        self._timeline.mark(FIRST_STEP)
         now = time.monotonic()
         if now - self._last_progress < self._interval:
             return
         self._last_progress = now
         values = {"epoch": epoch, "epochs": epochs, "step": step, "steps": steps, "loss": loss, "rate": rate}
-        self._run.write(layout.progress("train", 0), (json.dumps(values) + "\n").encode())
+        document = {**values, "timeline": self._timeline.moments}
+        self._run.write(layout.progress("train", 0), (json.dumps(document) + "\n").encode())
 
     def close(self) -> None:
         self._store_events()

@@ -20,6 +20,7 @@ from deepfake_detector.core.config import Config, fingerprint, stage_settings
 from deepfake_detector.core.errors import ConfigError
 from deepfake_detector.core.markers import EpochMetrics, TrainedMarker, TrainState
 from deepfake_detector.core.order import Order
+from deepfake_detector.core.timeline import Timeline
 from deepfake_detector.core.topology import Cluster
 from deepfake_detector.training import charts, checkpoints
 from deepfake_detector.training.dataset import Ahead, Records, Split, training_batches
@@ -47,6 +48,7 @@ class Task:
     threads: int
     code_version: str
     machine: str
+    timeline: Timeline
 
 
 class Alarm(Protocol):
@@ -96,6 +98,8 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
         )
     )
     batches = Ahead(distributed)
+
+    task.timeline.mark("built")
 
     # Loop
     while (stopped := schedule.stop_reason(state, config.train)) is None:
@@ -172,7 +176,7 @@ class _Chief:
         self._checkpoints = checkpoints.Checkpoints(
             task.run, task.scratch, settings, task.code_version, machines, operations.keep_checkpoints
         )
-        self._log = RunLog(task.run, task.scratch, state.epoch)
+        self._log = RunLog(task.run, task.scratch, state.epoch, task.timeline)
         self._operations = operations
         self._saved_at = time.monotonic()
         self._saved_step = state.step

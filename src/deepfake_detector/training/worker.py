@@ -15,6 +15,7 @@ from deepfake_detector.core.config import Config, flat, require_same, stage_sett
 from deepfake_detector.core.errors import ConfigError, WaitError
 from deepfake_detector.core.losses import require_few_lost
 from deepfake_detector.core.markers import RecordsSummary, TrainedMarker, decode
+from deepfake_detector.core.timeline import Timeline
 from deepfake_detector.core.topology import Cluster
 from deepfake_detector.training import checkpoints
 from deepfake_detector.training.dataset import damage_named, open_records, open_split
@@ -42,11 +43,19 @@ class Watchdog:
             self._running = False
 
 
-def run_worker(run_uri: str, config: Config, cluster: Cluster, scratch: Path, records_uri: str) -> None:
+def run_worker(
+    run_uri: str,
+    config: Config,
+    cluster: Cluster,
+    scratch: Path,
+    records_uri: str,
+    timeline: Timeline | None = None,
+) -> None:
     """Train `config` on the records of `records_uri` as one worker of `cluster`; ends when training is committed.
 
     TF_CONFIG must be set to `cluster.tf_config()` when there are several workers. scratch: a folder of this
-    worker's own, where records and checkpoints are staged. Does nothing when the run's training is finished.
+    worker's own, where records and checkpoints are staged. timeline: what is known of the moments before this one.
+    Does nothing when the run's training is finished.
 
     Raises ConfigError (other settings than the run's, workers that do not match, a loss that is not finite),
     DataError (records that can't be trained on), CorruptError (a damaged record), WaitError (a peer went away),
@@ -66,18 +75,23 @@ def run_worker(run_uri: str, config: Config, cluster: Cluster, scratch: Path, re
     frozen = next((marker.state.threads for marker in checkpoints.markers(run)), 0)
     threads = frozen or config.train.threads or cpu_limit()
 
+    timeline = timeline or Timeline()
+    timeline.mark("prepared")
     configure_tensorflow(threads)
     import tensorflow as tf
 
     from deepfake_detector.training.loop import Task, train
 
+    timeline.mark("imported")
     watchdog = Watchdog(config.operations.startup_seconds)
     try:
         watchdog.start()
         strategy = make_strategy(cluster, config.operations.heartbeat_seconds)
         watchdog.stop()
+        timeline.mark("strategy")
         # Staging may take longer than any time limit; the peers wait in their first sum meanwhile.
         splits = [open_split(records_run, split, scratch, records) for split in ("train", "validation")]
+        timeline.mark("staged")
         task = Task(
             run=run,
             records_uri=records_uri,
@@ -90,6 +104,7 @@ def run_worker(run_uri: str, config: Config, cluster: Cluster, scratch: Path, re
             threads=threads,
             code_version=code_version(),
             machine=f"{cpu_model()}, {threads} threads",
+            timeline=timeline,
         )
         with damage_named(*splits):
             train(task, strategy, watchdog)
