@@ -26,10 +26,12 @@ def main(environment: Mapping[str, str]) -> int:
 
 def _export(environment: Mapping[str, str]) -> None:
     from deepfake_detector.adapters.storage import open_storage
+    from deepfake_detector.stages.runs import load_config
 
     run = open_storage(required(environment, "RUN"))
     scratch = folder(environment, "SCRATCH")
-    from deepfake_detector.stages.export import export  # TensorFlow: 2 s and 550 MB
+    load_config(run)  # bad settings, or no such bucket, are told before TensorFlow is imported: 2 s and 550 MB
+    from deepfake_detector.stages.export import export
 
     export(run, scratch)
 

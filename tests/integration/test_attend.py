@@ -1,0 +1,208 @@
+"""Parents of preprocessing and export pods: real processes and signals; the child's work alone is a stand-in's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from deepfake_detector.adapters.machine import memory_use
+from deepfake_detector.core import layout
+from tests.integration.director import PATIENCE, ROOT, FakeWorker, Stage
+
+FAKE_PREPROCESS = (sys.executable, str(Path(__file__).with_name("fake_preprocess.py")))
+
+
+class Pod(Stage):
+    """One pod of index 0, started again and again, with a child that does as it is told."""
+
+    def launch(self, *command: str, **environment: str) -> FakeWorker:
+        self.begin(*command, **environment)
+        [child] = self.cast(1)
+        return child
+
+    def begin(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+        own = {**self.environment(0), "TERMINATION_LOG": str(self.message_file), **environment}
+        self.message_file.write_text("")  # as the kubelet makes it
+        self.supervisors[0] = subprocess.Popen(
+            command or FAKE_PREPROCESS, env=own, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        )
+        return self.supervisors[0]
+
+    @property
+    def message_file(self) -> Path:
+        return self.folder / "termination-log"
+
+    def message(self) -> str:
+        return self.message_file.read_text()
+
+    def logs(self, stage: str = "preprocess") -> list[str]:
+        """The stored ends, in order, each without the output before it."""
+        names = [entry.name for entry in self.run.list(f"logs/{stage}/0/")]
+        assert names == [layout.log(stage, 0, number) for number in range(1, len(names) + 1)]
+        return [self.run.read(name).decode().rpartition("--- ")[2].rstrip("\n") for name in names]
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Iterator[Pod]:
+    with Pod(tmp_path) as pod:
+        yield pod
+
+
+def test_success_leaves_no_log(pod: Pod) -> None:
+    pod.launch().order(0)
+    status, _ = pod.end(0)
+    assert (status, pod.message(), pod.logs()) == (0, "", [])
+
+
+@pytest.mark.parametrize(
+    ("end", "status", "reason"),
+    [
+        pytest.param(lambda child: child.order(78, "a=0: expected 1"), 78, "a=0: expected 1", id="permanent"),
+        pytest.param(lambda child: child.order(75, "gs://b: away"), 75, "gs://b: away", id="another try"),
+        pytest.param(lambda child: child.order(3), 3, "some output", id="without a word of its own"),
+        pytest.param(FakeWorker.kill, 137, "killed by signal 9 (SIGKILL)", id="killed"),
+    ],
+)
+def test_a_failure_is_passed_on_and_kept(pod: Pod, end: Callable[[FakeWorker], None], status: int, reason: str) -> None:
+    end(pod.launch())
+    assert pod.end(0) == (status, f"error: {reason}")
+    assert pod.message() == f"{reason}\n"
+    kept = reason if status == 137 else f"exit {status}: {reason}"
+    assert pod.logs() == [f"preprocess 0: {kept}"]
+
+
+def test_each_end_has_a_log_of_its_own(pod: Pod) -> None:
+    for number in (1, 2, 3):
+        pod.launch().order(75, f"try {number}")
+        assert pod.end(0)[0] == 75
+    assert pod.logs() == [f"preprocess 0: exit 75: try {number}" for number in (1, 2, 3)]
+    assert b"some output\n" in pod.run.read(layout.log("preprocess", 0, 1))
+
+
+def test_the_childs_output_is_on_stderr(pod: Pod) -> None:
+    pod.launch().order(75, "away")
+    _, errors = pod.supervisors[0].communicate(timeout=PATIENCE)
+    assert errors.startswith("some output\nerror: away\n")
+
+
+def test_sigterm_ends_both_and_is_told(pod: Pod) -> None:
+    """The stand-in ignores SIGTERM as TensorFlow may."""
+    child = pod.launch()
+    assert pod.signal(0, signal.SIGTERM) == 143
+    child.wait_gone()
+    said = "SIGTERM: told to end (the pod was deleted, moved or stopped)"
+    assert pod.message() == f"{said}\n"
+    assert pod.logs() == [f"preprocess 0: {said}"]
+
+
+def test_sigterm_is_obeyed_while_storage_does_not_answer(pod: Pod, silent_server: str) -> None:
+    child = pod.launch(RUN="gs://videos/run", STORAGE_EMULATOR_HOST=silent_server)
+    assert pod.signal(0, signal.SIGTERM) == 143  # within PATIENCE, where storage alone would be asked for 300 s
+    child.wait_gone()
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_the_child_does_not_outlive_a_parent_that_is_killed(pod: Pod) -> None:
+    child = pod.launch()
+    assert pod.signal(0, signal.SIGKILL) == -9
+    child.wait_gone()
+
+
+@pytest.mark.parametrize(
+    ("module", "environment", "line"),
+    [
+        pytest.param("preprocess", {"RUN": ""}, "RUN: not set (environment)", id="no run"),
+        pytest.param("preprocess", {"JOB_COMPLETION_INDEX": "x"}, "JOB_COMPLETION_INDEX='x': expected", id="index"),
+        pytest.param("export", {"SCRATCH": ""}, "SCRATCH: not set (environment)", id="no scratch"),
+        pytest.param("export", {"RUN": "ftp://x"}, "'ftp://x': expected a folder or gs://", id="no such storage"),
+    ],
+)
+def test_a_bad_environment_is_one_line(pod: Pod, module: str, environment: dict[str, str], line: str) -> None:
+    pod.begin(sys.executable, "-m", f"jobs.{module}", **environment)
+    status, said = pod.end(0)
+    assert status == 78
+    assert said.startswith(f"error: {line}")
+    assert pod.message().startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("module", "smuggle", "said"),
+    [
+        pytest.param("preprocess", {"data": {"shards": 0}}, "data.shards=0: expected greater than", id="preprocess"),
+        pytest.param("train", {"train": {"learning_rate": -1}}, "train.learning_rate=-1: expected", id="train"),
+        pytest.param("export", {"export": {"prior": 2}}, "export.prior=2: expected less than 1", id="export"),
+        pytest.param("preprocess", {"train": {"learning": 1}}, "train.learning=1: expected one of", id="unknown key"),
+        pytest.param("preprocess", {"train": 5}, "train=5: expected", id="not a section"),
+    ],
+)
+def test_a_bad_value_smuggled_into_the_settings(pod: Pod, module: str, smuggle: dict[str, object], said: str) -> None:
+    """All that runs fails for good at once, by one line that names it, wherever a person would look for it."""
+    document = json.loads(pod.run.read(layout.CONFIG))
+    for section, values in smuggle.items():
+        if isinstance(values, dict):
+            document["resolved"][section] |= values
+        else:
+            document["resolved"][section] = values
+    pod.run.write(layout.CONFIG, json.dumps(document).encode())
+    pod.begin(sys.executable, "-m", f"jobs.{module}")
+    status, line = pod.end(0)
+    assert (status, pod.message()) == (78, f"{line.removeprefix('error: ')}\n")
+    assert said in line
+    kept = layout.supervisor_log("train", 0, 1) if module == "train" else layout.log(module, 0, 1)
+    assert pod.run.read(kept).decode().splitlines()[-1].endswith(line.removeprefix("error: "))
+
+
+@pytest.mark.gcs
+@pytest.mark.parametrize("module", ["preprocess", "train"])
+def test_a_bucket_that_does_not_exist(pod: Pod, gcs_bucket: str, module: str) -> None:
+    pod.begin(sys.executable, "-m", f"jobs.{module}", RUN="gs://no-such-bucket/run")
+    line = "gs://no-such-bucket: no such bucket (expected one that exists, for gs://no-such-bucket/run)"
+    assert pod.end(0) == (78, f"error: {line}")
+    assert pod.message() == f"{line}\n"
+
+
+def test_out_of_memory_is_told_with_limit_and_peak(pod: Pod, memory_group: Path) -> None:
+    """A real limit of the kernel's: the child is killed, its parent lives on to say so."""
+    entry = f'echo $$ > {memory_group}/cgroup.procs; exec "$@"'
+    eat = "import sys; from jobs.preprocess import main; import os; "
+    eat += "sys.exit(main(dict(os.environ), shard=(sys.executable, '-c', 'x = bytearray(1 << 30)')))"
+    pod.begin("sh", "-c", entry, "sh", sys.executable, "-c", eat)
+    status, line = pod.end(0)
+    assert status == 75
+    assert line.startswith("error: OOMKilled: limit 100 MiB, peak ")
+    assert line.endswith(": raise the memory limit (LIMITS=memory=...)")
+    assert pod.message() == f"{line.removeprefix('error: ')}\n"
+    assert pod.logs()[0].startswith("preprocess 0: OOMKilled: limit 100 MiB, peak ")
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A cgroup of 100 MiB below this process's own, where this user may make one."""
+    lines = Path("/proc/self/cgroup").read_text().splitlines() if memory_use() else []
+    v1 = next((line.rpartition(":")[2] for line in lines if ":memory:" in line), None)
+    if v1 is None:
+        pytest.skip("needs a cgroup v1 in which memory is counted")
+    top = Path("/sys/fs/cgroup/memory")
+    own = top / v1.strip("/")
+    group = (own if own.is_dir() else top) / f"test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / "memory.limit_in_bytes").write_text(str(100 << 20))
+        (group / "memory.swappiness").write_text("0")
+    except OSError as error:
+        pytest.skip(f"needs a cgroup of its own: {error}")
+    yield group
+    group.rmdir()
