@@ -1,0 +1,212 @@
+"""The live display of one Job: what its pods do, from watches, and how far the work is, from the run."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from deepfake_detector.adapters.process_time import process_started
+from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.cluster.changes import Changes
+from deepfake_detector.cluster.notices import Notices, count_in_words
+from deepfake_detector.cluster.results import MARKERS, is_done
+from deepfake_detector.core import pods as pod_status
+from deepfake_detector.core import timeline
+from deepfake_detector.core.config import Config, Stage
+from deepfake_detector.core.diagnosis import NOTHING_KNOWN, Kind, Surroundings, diagnose
+from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, EXIT_RETRY, DetectorError, StorageError
+from deepfake_detector.core.job_end import JobEnd, job_end
+from deepfake_detector.core.pods import Manifest, index_of, name_of, phase_of
+from deepfake_detector.display import Display, ExportDisplay, PreprocessDisplay, TrainDisplay
+
+if TYPE_CHECKING:
+    from deepfake_detector.adapters.cluster import Cluster
+
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
+TICK_SECONDS = 1.0  # without any change the display is looked after so often
+SURROUNDINGS_SECONDS = 30.0  # nodes and all pods are two requests: listed at most so often, and only when needed
+SETTLE_SECONDS = 60.0  # after a Job's failure is known, for its last pods to end
+JOIN_SECONDS = 2.0
+
+
+def follow(cluster: Cluster, run: Storage, stage: Stage, job_name: str, config: Config) -> int:
+    """Show a Job until it ends; returns the exit status, after saying the reason of a failure.
+
+    0: it is complete and the stage's marker is in the run; 78: it failed and no retry can help; 75: it failed
+    otherwise, or was deleted; 130: Ctrl-C, which leaves the work alone. An API server or storage that is away is
+    waited for. Sends three watches, and requests for nodes only while a pod has none. Raises ClusterError where the
+    Job is not there or may not be watched, CorruptError for damaged documents in the run.
+    """
+    try:
+        with Changes(cluster, job_name) as changes, _display(run, stage, config) as display:
+            follower = _Follower(cluster, run, stage, changes, display)
+            with _Looker(display, follower.at_work):
+                status = follower.run_to_the_end()
+            if isinstance(display, TrainDisplay):
+                _tell_start(display, changes)
+            return status
+    except KeyboardInterrupt:
+        print("\nthe work goes on in the cluster; the same command attaches again", file=sys.stderr)
+        return EXIT_INTERRUPTED
+
+
+def _display(run: Storage, stage: Stage, config: Config) -> Display:
+    match stage:
+        case "preprocess":
+            return PreprocessDisplay(run, config.data.shards)
+        case "train":
+            return TrainDisplay(run)
+        case _:
+            return ExportDisplay(run)
+
+
+class _Follower:
+    """The loop that turns changes into lines, until there is an exit status."""
+
+    def __init__(self, cluster: Cluster, run: Storage, stage: Stage, changes: Changes, display: Display) -> None:
+        self._cluster, self._run, self._stage = cluster, run, stage
+        self._changes, self._display = changes, display
+        self._notices = Notices()
+        self._away = False
+        self._around = NOTHING_KNOWN
+        self._around_at = float("-inf")
+        self._failed_at: float | None = None
+
+    def at_work(self) -> set[int]:
+        """The indexes whose pods run. Called from the thread that looks at the run."""
+        return {index_of(pod) for pod in self._changes.pods if phase_of(pod) == "Running"}
+
+    def run_to_the_end(self) -> int:
+        while True:
+            self._changes.wait(TICK_SECONDS)
+            self._tell_reachability()
+            if self._changes.gone:
+                self._display.say(f"  job {name_of(self._changes.job)}: was deleted; the same command begins it again")
+                return EXIT_RETRY
+            self._tell_pods()
+            end = job_end(self._changes.job, self._changes.pods)
+            if end is not None and self._is_settled(end):
+                return self._tell_end(end)
+
+    def _tell_reachability(self) -> None:
+        reason = self._changes.away
+        if reason and not self._away:
+            self._display.say(f"  {reason}; the work goes on, and so does this display when it answers")
+        elif self._away and not reason:
+            self._display.say("  the API server answers again")
+        self._away = reason is not None
+
+    def _tell_pods(self) -> None:
+        changes = self._changes
+        found = diagnose(changes.job, changes.pods, changes.events, self._surroundings(), datetime.now(UTC))
+        self._display.note(pods=count_in_words(changes.pods))
+        told_at_the_end = (Kind.JOB, Kind.DEADLINE) if job_end(changes.job, changes.pods) else ()
+        found = [finding for finding in found if finding.kind not in told_at_the_end]
+        for line in [*self._notices.states(changes.pods), *self._notices.findings(found)]:
+            self._display.say(f"  {line}")
+
+    def _surroundings(self) -> Surroundings:
+        """Nodes and all pods, while some pod looks for a node or may have lost its own."""
+        if not any(_asks_for_nodes(pod) for pod in self._changes.pods):
+            return NOTHING_KNOWN
+        if time.monotonic() - self._around_at >= SURROUNDINGS_SECONDS and not self._changes.away:
+            self._around_at = time.monotonic()
+            try:
+                self._around = Surroundings(self._cluster.nodes(), self._cluster.all_pods())
+            except DetectorError as error:  # they only add numbers to a line
+                self._display.say(f"  {error}")
+        return self._around
+
+    def _is_settled(self, end: JobEnd) -> bool:
+        """Say a failure as soon as it is known; the end is when the Job's last pods are gone, too."""
+        if end.settled or end.complete:
+            return True
+        if self._failed_at is None:
+            self._failed_at = time.monotonic()
+            self._display.say(f"  job {name_of(self._changes.job)} fails: {end.reason}; its other pods are ended")
+        return time.monotonic() - self._failed_at > SETTLE_SECONDS
+
+    def _tell_end(self, end: JobEnd) -> int:
+        job, run = name_of(self._changes.job), self._run
+        if end.complete:
+            self._display.look(())
+            if is_done(run, self._stage):
+                return EXIT_OK
+            where = f"{run.uri}/{MARKERS[self._stage]}"
+            print(
+                f"error: job {job} is complete, but {where} is not there (make status RUN={run.uri})", file=sys.stderr
+            )
+            return EXIT_RETRY
+        print(f"error: job {job} has failed: {end.reason}", file=sys.stderr)
+        print(f"next: make logs RUN={run.uri} STAGE={self._stage}", file=sys.stderr)
+        if end.permanent:
+            return EXIT_PERMANENT
+        print(f"      {end.remedy}", file=sys.stderr)
+        return EXIT_RETRY
+
+
+def _asks_for_nodes(pod: Manifest) -> bool:
+    """Not scheduled, or maybe lost with its node: being deleted, or running and said to be not ready."""
+    if phase_of(pod) in pod_status.FINISHED:
+        return False
+    scheduled, ready = pod_status.condition(pod, "PodScheduled"), pod_status.condition(pod, "Ready")
+    unready = phase_of(pod) == "Running" and ready is not None and ready["status"] != "True"
+    refused = scheduled is not None and scheduled["status"] == "False"
+    return refused or unready or "deletionTimestamp" in pod["metadata"]
+
+
+class _Looker:
+    """Looks at the run every few seconds, in a thread: storage that is away must not hold up what pods tell."""
+
+    def __init__(self, display: Display, at_work: Callable[[], Collection[int]]) -> None:
+        self._display = display
+        self._at_work = at_work
+        self._stop = threading.Event()
+        self._error: Exception | None = None
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> _Looker:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(JOIN_SECONDS)  # a daemon: storage that is away is tried for minutes
+        if self._error and kind is None:
+            raise self._error
+
+    def _look(self) -> None:
+        away = False
+        while not self._stop.wait(self._display.pause):
+            try:
+                self._display.look(self._at_work())
+            except StorageError as error:
+                if not away:
+                    self._display.say(f"  {error}; the work goes on")
+                away = True
+            except Exception as error:  # raised by the thread that waits, at the end
+                self._display.say(f"  {error}: no progress is shown any more")
+                self._error = error
+                return
+            else:
+                if away:
+                    self._display.say(f"  {self._display.run.uri} answers again")
+                away = False
+
+
+def _tell_start(display: TrainDisplay, changes: Changes) -> None:
+    """Where the time to the first step went, for the command that began the run."""
+    moments = dict(display.timeline)
+    chief = min((pod for pod in changes.pods if index_of(pod) == 0), key=pod_status.created, default=None)
+    if chief is not None:
+        moments = {**timeline.of_job(changes.job, chief), **moments}
+    begun = process_started()
+    if begun <= moments.get("job", 0.0) + 1.0:  # else the Job was there before this command
+        moments["submitted"] = begun
+    lines = timeline.table(moments)
+    if lines:
+        print("\n".join(["from the command to the first training step:", *lines]))
