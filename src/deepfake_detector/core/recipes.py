@@ -44,7 +44,7 @@ def demo() -> Config:
             "sampling.frames": 8,
             "faces.size": 64,
             "train.global_batch": 16,
-            "train.epochs": 15,
+            "train.epochs": 20,
             "train.workers": 2,
             "model.dropout": 0.1,
             "operations.max_lost_fraction": 0.1,

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import queue
+import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from deepfake_detector.core.sequences import RecordEntry
 
 DOWNLOADS = 8  # files at once: one connection does not fill a pod's network
 PREFETCH = 4  # batches
+LEAST_URGENT = 19  # as nice(1) counts
 
 
 @dataclass(frozen=True)
@@ -186,17 +188,23 @@ def training_batches(split: Split, order: Order, config: Config, rank: int, work
 
     elements = tf.data.Dataset.counter(start_step * len(positions))
     loaded = elements.map(read).map(sample, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return loaded.batch(len(positions), drop_remainder=True)
+    options = tf.data.Options()
+    # Threads of its own, started by the thread that asks first, whose priority they inherit.
+    options.threading.private_threadpool_size = tf.config.threading.get_intra_op_parallelism_threads()
+    return loaded.batch(len(positions), drop_remainder=True).with_options(options)
 
 
 class Ahead:
     """An iterator whose next elements are made ahead by a thread; errors are raised where the element is taken.
 
     tf.data's own prefetch does not help here: with op determinism on, TensorFlow makes a pipeline synchronous that
-    calls Python (as measured: the loop waited for input during 0.24 of a step).
+    calls Python (as measured: the loop waited for input during 0.24 of a step). The thread is the least urgent of
+    the process: a worker that prepares input while its peers compute holds all of them up at the next all-reduce
+    (two workers on a core each: a step of 1.14 s instead of 1.24 s).
     """
 
-    def __init__(self, elements: Iterator[Any], depth: int = PREFETCH) -> None:
+    def __init__(self, elements: Callable[[], Iterator[Any]], depth: int = PREFETCH) -> None:
+        """elements: makes the iterator, in the thread."""
         self._elements = elements
         self._queue: queue.Queue[Any] = queue.Queue(depth)
         self._stopped = threading.Event()
@@ -221,8 +229,11 @@ class Ahead:
 
     def _fill(self) -> None:
         try:
+            if sys.platform == "linux":  # where a thread has a priority of its own
+                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LEAST_URGENT)
+            elements = self._elements()
             while not self._stopped.is_set():
-                self._queue.put(next(self._elements))
+                self._queue.put(next(elements))
         except BaseException as error:
             self._queue.put(error)
 

@@ -92,12 +92,10 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
     step = compile_step(strategy, model, optimizer, config.train, cluster.rank)
     validate = make_validation(strategy, collectives, model, task.validation, config, cluster)
     start = state.step
-    distributed = iter(
-        strategy.distribute_datasets_from_function(
-            lambda _: training_batches(task.train, order, config, cluster.rank, cluster.workers, start)
-        )
+    distributed = strategy.distribute_datasets_from_function(
+        lambda _: training_batches(task.train, order, config, cluster.rank, cluster.workers, start)
     )
-    batches = Ahead(distributed)
+    batches = Ahead(lambda: iter(distributed))
 
     task.timeline.mark("built")
 
