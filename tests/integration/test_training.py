@@ -182,7 +182,8 @@ def test_two_workers_train_as_one(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_names_its_step(tmp_path: Path) -> None:
-    make_run(tmp_path / "run", tiny(train__learning_rate=1e38, train__optimizer="sgd", model__head="mean"), {"train": (4, 4)})
+    config = tiny(train__learning_rate=1e38, train__optimizer="sgd", model__head="mean")
+    make_run(tmp_path / "run", config, {"train": (4, 4)})
     status, errors = end(start(tmp_path / "run"))
     assert status == EXIT_PERMANENT
     assert "expected a finite number (train.learning_rate=1e+38" in errors.splitlines()[-1]
