@@ -20,6 +20,7 @@ MODEL = "model/"
 DETECTOR = "model/detector.json"  # the export's marker: calibration, threshold, prior, checksums
 REPORT = "report/"
 REPORT_METRICS = "report/metrics.json"
+FOLDERS = ("plan/", "records/", CHECKPOINTS, "logs/", MODEL, REPORT)  # with CONFIG, all that a run consists of
 
 
 def is_object_name(name: str) -> bool:

@@ -1,0 +1,224 @@
+"""What the processes of a run said: running pods from the cluster, those that are gone from the run's logs/."""
+
+from __future__ import annotations
+
+import queue
+import re
+import sys
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from deepfake_detector.adapters.cluster import Cluster
+from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.core.errors import EXIT_OK, ClusterError, NotFoundError
+from deepfake_detector.core.jobspec import is_over, run_selector
+from deepfake_detector.core.pods import COMPONENT, FINISHED, created, index_of, name_of, phase_of, state_of, subject_of
+
+TAIL_LINES = 100  # of each running pod, where none was asked for by POD
+_STORED = re.compile(r"logs/([a-z]+)/(\d+)/(?:supervisor-)?\d{5}\.log")
+_POD_NAME = re.compile(r"([a-z]+)-.*-(\d+)-[a-z0-9]{5}")  # <stage>-<slug>-<hash>-<index>-<random>
+
+Write = Callable[[str], None]
+Place = tuple[str, int]  # stage, index
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """stage: one of them, or "" for all; pod: an index ("1") or a pod's name, which may be gone; "" for all."""
+
+    stage: str = ""
+    pod: str = ""
+
+    def takes(self, pod: Mapping[str, Any]) -> bool:
+        by_name = self.pod in ("", name_of(pod), str(index_of(pod)))
+        return by_name and self.stage in ("", _stage(pod))
+
+    def takes_job(self, job: Mapping[str, Any]) -> bool:
+        return self.stage in ("", _stage(job))
+
+    def takes_stored(self, place: Place) -> bool:
+        stage, index = place
+        named = _POD_NAME.fullmatch(self.pod)
+        by_name = self.pod in ("", str(index)) or (named is not None and (named[1], int(named[2])) == place)
+        return by_name and self.stage in ("", stage)
+
+
+def show_logs(
+    cluster: Cluster | None,
+    run_uri: str,
+    *,
+    stage: str | None = None,
+    pod: str | None = None,
+    follow: bool = False,
+    write: Write = print,
+) -> int:
+    """Write what the run's processes said, oldest first: of each (stage, index) the newest stored log, and running
+    pods from the cluster; with `pod` everything of it that there is.
+
+    cluster: None, or one that is away: what is stored only. follow: go on with running pods, and those that replace
+    them, until the run's Jobs are over. Raises NotFoundError, saying what there is, when nothing matches. Returns 0.
+    """
+    run = open_storage(run_uri)
+    wanted = Wanted(stage or "", pod or "")
+    pods = _pods(cluster, run)
+    stored = _stored(run)
+    mine = [each for each in pods if wanted.takes(each)]
+    chosen = {place: names for place, names in stored.items() if wanted.takes_stored(place)}
+    if not mine and not chosen:
+        raise NotFoundError(_nothing(run, wanted, pods, stored))
+    for place, names in sorted(chosen.items()):
+        _write_stored(run, place, names, everything=bool(pod), write=write)
+    if cluster is None:
+        return EXIT_OK
+    # What an ended pod said is stored, unless it could not reach the bucket: then its own log is all there is.
+    ended = [each for each in mine if phase_of(each) in FINISHED]
+    unstored = [each for each in ended if (_stage(each), index_of(each)) not in chosen]
+    if follow and any(wanted.takes_job(job) and not is_over(job) for job in cluster.jobs(run_selector(run.uri))):
+        _Followed(cluster, run, wanted, ended, write).until_over()
+        return EXIT_OK
+    for each in unstored + [each for each in mine if each not in ended]:
+        _write_pod(cluster, each, None if pod else TAIL_LINES, write)
+    return EXIT_OK
+
+
+def _pods(cluster: Cluster | None, run: Storage) -> list[dict[str, Any]]:
+    if cluster is None:
+        return []
+    try:
+        return sorted(cluster.pods(run_selector(run.uri)), key=lambda pod: (_stage(pod), index_of(pod), created(pod)))
+    except ClusterError as error:
+        print(f"pods are left out: {error}", file=sys.stderr)
+        return []
+
+
+def _stored(run: Storage) -> dict[Place, list[str]]:
+    """Names of stored logs by stage and index, oldest first."""
+    found = defaultdict(list)
+    for entry in run.list("logs/"):
+        if match := _STORED.fullmatch(entry.name):
+            found[match[1], int(match[2])].append(entry.name)
+    return dict(found)
+
+
+def _write_stored(run: Storage, place: Place, names: Sequence[str], *, everything: bool, write: Write) -> None:
+    stage, index = place
+    shown = list(names) if everything else _newest(names)
+    if older := len(names) - len(shown):
+        write(f"== {stage} {index}: {older} older ones, which STAGE={stage} POD={index} shows")
+    for name in shown:
+        write(f"== {name}")
+        with suppress(NotFoundError):  # removed since
+            write(run.read(name).decode(errors="replace").rstrip("\n"))
+
+
+def _newest(names: Sequence[str]) -> list[str]:
+    """The last of the children's logs, and the last of the supervisor's."""
+    of = {"supervisor" if "/supervisor-" in name else "child": name for name in names}
+    return sorted(of.values())
+
+
+def _write_pod(cluster: Cluster, pod: Mapping[str, Any], tail_lines: int | None, write: Write) -> None:
+    write(f"== {name_of(pod)}: {subject_of(pod)} {state_of(pod)}")
+    try:
+        for line in cluster.pod_log(name_of(pod), tail_lines=tail_lines):
+            write(line)
+    except ClusterError as error:
+        write(f"(no output: {error})")
+
+
+def _nothing(
+    run: Storage, wanted: Wanted, pods: Sequence[Mapping[str, Any]], stored: Mapping[Place, Sequence[str]]
+) -> str:
+    asked = ", ".join(f"{name} {value!r}" for name, value in (("stage", wanted.stage), ("pod", wanted.pod)) if value)
+    places = sorted({*stored, *((_stage(pod), index_of(pod)) for pod in pods)})
+    if not places:
+        return f"{run.uri}: no logs yet, and no pods: expected a run that was submitted"
+    by_stage = defaultdict(list)
+    for stage, index in places:
+        by_stage[stage].append(str(index))
+    there = "; ".join(f"{stage} {', '.join(indexes)}" for stage, indexes in by_stage.items())
+    return f"{run.uri}: no logs of {asked}: expected one of {there} (STAGE=stage POD=index)"
+
+
+def _stage(manifest: Mapping[str, Any]) -> str:
+    """Of a pod or Job."""
+    return str((manifest["metadata"].get("labels") or {}).get(COMPONENT, ""))
+
+
+class _Followed:
+    """Lines of all wanted pods as they come, each behind its pod's subject.
+
+    A thread for each pod, one that watches for pods, and one that watches the Jobs for the end.
+    """
+
+    def __init__(
+        self, cluster: Cluster, run: Storage, wanted: Wanted, ended: Sequence[Mapping[str, Any]], write: Write
+    ) -> None:
+        """ended: pods that had ended before, and are not shown."""
+        self._cluster, self._wanted, self._write = cluster, wanted, write
+        self._selector = run_selector(run.uri)
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None: look whether all is over
+        self._stop = threading.Event()
+        self._seen = {_uid(pod) for pod in ended}
+        self._reading: set[str] = set()
+        self._jobs: dict[str, bool] = {}  # name: whether it is over
+
+    def until_over(self) -> None:
+        for watch in (self._watch_pods, self._watch_jobs):
+            threading.Thread(target=self._guarded, args=(watch,), daemon=True).start()
+        try:
+            while not self._is_over():
+                while (line := self._lines.get()) is not None:
+                    self._write(line)
+            while not self._lines.empty():  # lines that came behind the last look
+                if (line := self._lines.get()) is not None:
+                    self._write(line)
+        finally:
+            self._stop.set()
+        for pod in self._cluster.pods(self._selector):  # those that began and ended between two looks
+            if self._wanted.takes(pod) and _uid(pod) not in self._seen:
+                _write_pod(self._cluster, pod, TAIL_LINES, self._write)
+
+    def _is_over(self) -> bool:
+        return not self._reading and bool(self._jobs) and all(self._jobs.values())
+
+    def _guarded(self, watch: Callable[[], None]) -> None:
+        try:
+            watch()
+        except ClusterError as error:
+            self._jobs = {"": True}  # nothing more is heard of them
+            self._lines.put(f"(no more is heard of the run: {error})")
+            self._lines.put(None)
+
+    def _watch_jobs(self) -> None:
+        for change, job in self._cluster.watch("jobs", self._selector, stop=self._stop):
+            if self._wanted.takes_job(job):
+                self._jobs[name_of(job)] = change == "DELETED" or is_over(job)
+                self._lines.put(None)
+
+    def _watch_pods(self) -> None:
+        for _, pod in self._cluster.watch("pods", self._selector, stop=self._stop):
+            if phase_of(pod) == "Running" and _uid(pod) not in self._seen and self._wanted.takes(pod):
+                self._seen.add(_uid(pod))
+                self._reading.add(_uid(pod))
+                threading.Thread(target=self._read, args=(pod,), daemon=True).start()
+
+    def _read(self, pod: Mapping[str, Any]) -> None:
+        subject = subject_of(pod)
+        self._lines.put(f"== {name_of(pod)}: {subject} {state_of(pod)}")
+        try:
+            for line in self._cluster.pod_log(name_of(pod), follow=True, tail_lines=TAIL_LINES):
+                self._lines.put(f"{subject}: {line}")
+        except ClusterError as error:
+            self._lines.put(f"{subject}: ({error})")
+        finally:
+            self._reading.discard(_uid(pod))
+            self._lines.put(None)
+
+
+def _uid(manifest: Mapping[str, Any]) -> str:
+    return str(manifest["metadata"]["uid"])
