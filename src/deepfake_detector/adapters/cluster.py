@@ -206,7 +206,7 @@ class Cluster:
                         yield change, thing
                 pause = RETRY_SECONDS[0]
             except _ExpiredError:
-                version, pause = None, max(RETRY_SECONDS[0], pause)
+                version, pause = None, min(max(RETRY_SECONDS[0], 2 * pause), LONGEST_PAUSE_SECONDS)
             except ClusterAwayError as error:
                 away, version = True, None  # a list answers at once, where a watch may have nothing to tell
                 pause = min(max(RETRY_SECONDS[0], 2 * pause), LONGEST_PAUSE_SECONDS)
