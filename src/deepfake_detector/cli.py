@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from deepfake_detector import __version__
+from deepfake_detector.cluster.commands import add_commands, cluster_flags, connect, reach
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, ConfigError, DetectorError
 
 Command = Callable[[argparse.Namespace], int]
@@ -54,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--debug", action="store_true", help="log more, and show tracebacks")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", title="commands")
-    for add in (_add_local, _add_predict, _add_status, _add_pull):
+    for add in (_add_local, _add_predict, _add_status, _add_pull, add_commands):
         add(commands, common)
     return parser
 
@@ -83,14 +84,17 @@ def _add_predict(commands: argparse._SubParsersAction, common: argparse.Argument
 
 
 def _add_status(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser("status", parents=[common], help="what a run has come to")
+    parents = [common, cluster_flags(None)]
+    parser = commands.add_parser("status", parents=parents, help="what a run has come to")
     parser.add_argument("--run", metavar="URI", required=True)
+    parser.add_argument("--cluster", action="store_true", help="its pods in words, too (not with --json)")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.set_defaults(command=_status)
 
 
 def _add_pull(commands: argparse._SubParsersAction, common: argparse.ArgumentParser) -> None:
-    parser = commands.add_parser("pull", parents=[common], help="fetch a run's exported model, checksums verified")
+    parents = [common, cluster_flags(None)]
+    parser = commands.add_parser("pull", parents=parents, help="fetch a run's exported model, checksums verified")
     parser.add_argument("--run", metavar="URI", required=True)
     parser.add_argument("--to", metavar="DIR", required=True, type=Path)
     parser.set_defaults(command=_pull)
@@ -127,15 +131,22 @@ def _status(arguments: argparse.Namespace) -> int:
     from deepfake_detector.adapters.storage import open_storage
     from deepfake_detector.stages.status import read_status, to_text
 
-    status = read_status(open_storage(arguments.run))
-    print(status.encode().decode() if arguments.json else to_text(status))
+    with reach(arguments, arguments.run):
+        run = open_storage(arguments.run)
+        status = read_status(run)
+        print(status.encode().decode() if arguments.json else to_text(status))
+        if arguments.cluster and not arguments.json:
+            from deepfake_detector.cluster.status import pods_in_words
+
+            print(pods_in_words(connect(arguments), run.uri))
     return EXIT_OK
 
 
 def _pull(arguments: argparse.Namespace) -> int:
     from deepfake_detector.stages.pull import pull
 
-    manifest = pull(arguments.run, arguments.to)
+    with reach(arguments, arguments.run):
+        manifest = pull(arguments.run, arguments.to)
     size = sum(file.size for file in manifest.files)
     print(f"{arguments.to}: {len(manifest.files)} files, {size / 1e6:.1f} MB, checksums verified")
     print(f'next: python -c "import tensorflow as tf; tf.keras.models.load_model({str(arguments.to)!r}).summary()"')

@@ -12,7 +12,7 @@ from typing import Any
 from deepfake_detector.adapters import kubectl
 from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.core.errors import EXIT_OK, ClusterAwayError, ConfigError
-from deepfake_detector.core.jobspec import COMPONENT_LABEL, in_namespace
+from deepfake_detector.core.jobspec import COMPONENT_LABEL, in_namespace, stage_job
 from deepfake_detector.core.pods import condition, waiting
 
 OVERLAYS = Path(__file__).parents[3] / "k8s" / "overlays"  # beside src: the product runs from a checkout
@@ -38,6 +38,12 @@ def overlay_folder(overlay: str) -> Path:
             "checkout)"
         )
     return OVERLAYS / overlay
+
+
+def stage_template(overlay: str, stage: str) -> dict[str, Any]:
+    """The stage's Job as the overlay renders it; raises ConfigError and ClusterError."""
+    folder = overlay_folder(overlay)
+    return stage_job(kubectl.kustomize(folder), stage, str(folder))
 
 
 def deploy(target: Target, *, dry_run: bool = False) -> int:
