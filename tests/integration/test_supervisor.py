@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from deepfake_detector.supervisor.keeper import Peer
 from deepfake_detector.supervisor.member import Place
 from jobs.train import main
 from tests.integration.director import PATIENCE, TRAIN, FakeWorker, Stage
+from tests.integration.fake_train import FAKE
 
 KILLED = "killed by signal 9 (SIGKILL)"
 DONE = ["training is complete", "the model is exported"]
@@ -191,6 +193,86 @@ def test_peer_that_never_comes_is_named(tmp_path: Path) -> None:
         )
 
 
+def supervisor_log(stage: Stage, index: int, number: int = 1) -> str:
+    return stage.run.read(layout.supervisor_log("train", index, number)).decode()
+
+
+def test_why_a_supervisor_ended_is_kept_in_the_run(tmp_path: Path) -> None:
+    """Where its own log and its message are read after the pod is gone."""
+    with Stage(tmp_path, settings={"operations.rendezvous_seconds": 0.3}) as stage:
+        message = tmp_path / "termination-log"
+        for number in (1, 2):
+            stage.start(0, TERMINATION_LOG=str(message))
+            status, line = stage.end(0)
+            said = line.removeprefix("error: ")
+            assert (status, message.read_text()) == (75, f"{said}\n")
+            there = stage.peers.split(",")[1]
+            assert f"waiting for worker 1 ({there})\n" in supervisor_log(stage, 0, number)
+            assert supervisor_log(stage, 0, number).endswith(f"--- supervisor 0: {said}\n")
+
+
+def test_a_permanent_error_is_kept_for_every_supervisor(stage: Stage) -> None:
+    stage.start()
+    stage.cast()[0].order(78, "a=0: expected 1")
+    for index in (0, 1):
+        assert stage.end(index)[0] == 78
+        assert supervisor_log(stage, index).endswith(f"--- supervisor {index}: worker 0: exit 78: a=0: expected 1\n")
+
+
+def test_ends_of_children_are_no_message_of_the_pod(stage: Stage) -> None:
+    message = stage.folder / "termination-log"
+    stage.start(TERMINATION_LOG=str(message))
+    first = stage.cast()
+    first[0].order(75, "storage was away")
+    first[1].wait_gone()
+    finish(stage, stage.cast())
+    assert not message.exists()
+
+
+def test_a_keeper_is_found_under_the_address_that_its_name_has_now(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DNS lags behind a pod that starts, and behind one that was replaced and has another address."""
+    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+    answers: deque[str | Exception] = deque([unknown, "127.0.0.1"])
+    resolve = socket.getaddrinfo
+
+    def lagging_dns(host: str, *options: int) -> object:
+        if host != "a-0.training":
+            return resolve(host, *options)
+        answer = answers.popleft() if len(answers) > 1 else answers[0]
+        if isinstance(answer, Exception):
+            raise answer
+        return resolve(answer, *options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", lagging_dns)
+    port = int(stage.peers.split(",")[0].rpartition(":")[2])
+    peers = (Peer("a-0.training", port), Peer("a-1.training", 1))
+    place = Place(1, peers, "127.0.0.1", 20_008, stage.folder, stage.environment(1))
+    supervisor = member.Member(place, stage.run, (*FAKE, "train"), patience=PATIENCE)
+
+    def direct() -> None:
+        first = stage.cast()
+        answers.extend([unknown, "127.0.0.2"])  # after another 127.0.0.1, where nobody is any more
+        stage.signal(0, signal.SIGKILL)
+        for child in first:
+            child.wait_gone()
+        stage.start(0, POD_IP="127.0.0.2")
+        second = stage.cast()
+        assert [child.cluster[0] for child in second] == ["127.0.0.2:20002"] * 2
+        for child in reversed(second):
+            child.order(0, marker=True)
+        stage.cast(1)[0].order(0, marker=True)
+
+    async def take_part() -> None:
+        error, _ = await asyncio.gather(supervisor.run(), asyncio.to_thread(direct))
+        assert error is None
+
+    stage.start(0)
+    asyncio.run(take_part())
+    assert stage.end(0)[0] == 0
+
+
 def test_keeper_that_accepts_but_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a stopped process does: the kernel completes the connection for it."""
     monkeypatch.setattr(member, "CONNECT_SECONDS", 0.1)
@@ -228,6 +310,7 @@ def test_sigterm_is_obeyed_at_once(stage: Stage) -> None:
     ("environment", "message"),
     [
         pytest.param({"PEERS": "127.0.0.1:1"}, "worker 0 of 1 peers: expected train.workers=2", id="too few peers"),
+        pytest.param({"PEERS": "a-0.training:1,a-1.training:1"}, "POD_IP: not set, expected", id="no address"),
         pytest.param({"PEERS": "127.0.0.1"}, "PEERS: '127.0.0.1': expected host:port", id="no port"),
         pytest.param({"JOB_COMPLETION_INDEX": "x"}, "JOB_COMPLETION_INDEX='x': expected a number", id="no index"),
         pytest.param({"JOB_COMPLETION_INDEX": "2"}, "worker 2 of 2 peers: expected", id="index above the workers"),
