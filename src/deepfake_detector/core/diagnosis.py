@@ -15,9 +15,9 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 
 from deepfake_detector.core import pods as pod_status
-from deepfake_detector.core.capacity import describe, is_ready, quantity, requests_of, rooms
+from deepfake_detector.core.capacity import describe, is_ready, requests_of, rooms
 from deepfake_detector.core.errors import EXIT_PERMANENT
-from deepfake_detector.core.job_end import end_condition, job_end
+from deepfake_detector.core.job_end import JobEnd, end_condition, job_end
 from deepfake_detector.core.pods import Failure, Manifest, failure_of, index_of, name_of, noun_of, subject_of
 
 
@@ -55,6 +55,7 @@ class Finding:
     remedy: str = ""
     indexes: tuple[int, ...] = ()
     times: int = 0
+    told: str = ""  # the failure alone, without its count
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.problem}" + (f": {self.remedy}" if self.remedy else "")
@@ -84,13 +85,17 @@ def diagnose(
     time zone; without it, a pod that outlives its deletion is not noticed.
     """
     mine = [event for event in events if _is_about(event, job, pods)]
-    found = [*_refusals(job, pods, mine), *_ends(job, pods)]
+    end = job_end(job, pods)
+    found = [*_refusals(job, pods, mine), *_ends(job, end)]
     by_index: dict[int, list[Manifest]] = defaultdict(list)
     for pod in sorted(pods, key=pod_status.created):
         by_index[index_of(pod)].append(pod)
     for lives in by_index.values():
         if all(pod_status.phase_of(pod) != "Succeeded" for pod in lives):
             found += _about_index(lives, mine, around, now)
+    if end:  # its reason tells of the last failure, and no pod is started any more
+        found = [replace(each, remedy="") if each.kind is Kind.FAILED else each for each in found]
+        found = [each for each in found if each.kind is not Kind.FAILED or each.told not in end.reason]
     return _grouped(found, noun_of(job))
 
 
@@ -143,7 +148,7 @@ _CHIEF = re.compile(r"supervisor 0 \((?P<where>.+?)\): no answer for (?P<seconds
 def _failure(pod: Manifest, failure: Failure, times: int) -> Finding:
     again = f" ({times} times)" if times > 1 else ""
     if failure.out_of_memory:
-        return _of(pod, Kind.OUT_OF_MEMORY, _memory(pod, failure) + again, "raise the memory limit (LIMITS=)", times)
+        return _of(pod, Kind.OUT_OF_MEMORY, f"{failure}{again}", "raise the memory limit (LIMITS=memory=...)", times)
     if failure.reason == "Evicted":
         return _of(pod, Kind.EVICTED, f"evicted: {failure.message}{again}", _room_for(failure.message), times)
     if "credentials" in failure.message:
@@ -158,34 +163,18 @@ def _failure(pod: Manifest, failure: Failure, times: int) -> Finding:
         finding = _of(pod, Kind.PEER, problem, "see why its pod does not run, or raise operations.rendezvous_seconds")
         return replace(finding, subject="worker 0", indexes=(), times=times)
     if failure.status == EXIT_PERMANENT:
-        return _of(pod, Kind.FAILED, f"{failure}", "no retry can help", times)
-    if times > 1:
-        return _of(pod, Kind.FAILED, f"keeps failing ({times} times), last with {failure}", "see its log", times)
-    return _of(pod, Kind.FAILED, f"failed with {failure}", "its Job starts another pod", times)
-
-
-def _memory(pod: Manifest, failure: Failure) -> str:
-    if "limit" in failure.message:  # our own line, with the peak that the cgroup recorded
-        return re.sub(r"\s*\(raise.*\)$", "", failure.message)
-    limit = _limit(pod, failure.container, "memory")
-    if limit is None:
-        return "OOMKilled: the node ran out of memory, and no limit is set"
-    return f"OOMKilled: limit {describe('memory', limit)}, and the peak reached it"
+        finding = _of(pod, Kind.FAILED, f"failed with {failure}", "no retry can help", times)
+    elif times > 1:
+        finding = _of(pod, Kind.FAILED, f"keeps failing ({times} times), last with {failure}", "see its log", times)
+    else:
+        finding = _of(pod, Kind.FAILED, f"failed with {failure}", "its Job starts another pod", times)
+    return replace(finding, told=str(failure))
 
 
 def _room_for(message: str) -> str:
-    if "emptyDir" in message or "ephemeral" in message:
+    if "emptydir" in message.lower() or "ephemeral" in message:
         return "raise the scratch volume's sizeLimit, or take fewer videos to a shard (data.shards)"
     return "the node ran short: ask for as much as the pod uses (REQUESTS=)"
-
-
-def _limit(pod: Manifest, container: str, resource: str) -> float | None:
-    spec = pod.get("spec") or {}
-    for each in (*(spec.get("initContainers") or ()), *(spec.get("containers") or ())):
-        limits = (each.get("resources") or {}).get("limits") or {}
-        if each.get("name") == container and resource in limits:
-            return quantity(limits[resource])
-    return None
 
 
 def _on_vanished_node(pod: Manifest, nodes: Sequence[Manifest] | None, now: datetime | None) -> Iterator[Finding]:
@@ -235,10 +224,12 @@ def _asked_and_free(pod: Manifest, resource: str, around: Surroundings) -> str:
     asked = f"asked {describe(resource, requests_of(pod['spec']).get(resource, 0.0))}"
     if around.nodes is None or around.pods is None:
         return asked
-    free = [room.free.get(resource, 0.0) for room in rooms(around.nodes, around.pods, pod["spec"])]
+    free = {room.node: room.free.get(resource, 0.0) for room in rooms(around.nodes, around.pods, pod["spec"])}
     if not free:
         return f"{asked}, no node takes it"
-    return f"{asked}, free {describe(resource, max(0.0, *free))} on the roomiest of {len(free)} nodes"
+    node = max(free, key=lambda name: free[name])
+    which = f"{node}, the roomiest of {len(free)} nodes" if len(free) > 1 else node
+    return f"{asked}, free {describe(resource, max(0.0, free[node]))} on {which}"
 
 
 _UNPULLED = (
@@ -250,6 +241,7 @@ _UNPULLED = (
     "RegistryUnavailable",
     "SignatureValidationFailed",
 )
+_WRAPPED = re.compile(r'failed to (?:pull image|pull and unpack image|resolve reference) "[^"]*": ', re.IGNORECASE)
 _UNCONFIGURED = ("CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff")
 _MOUNTS = ("FailedMount", "FailedAttachVolume")
 
@@ -283,7 +275,7 @@ def _unpulled(pod: Manifest, status: Manifest, reason: str, message: str, events
     elif reason == "InvalidImageName":
         cause, remedy = "not an image's name", "name another with IMAGE="
     else:
-        cause = _first_line(next(iter(tried), message)) or reason
+        cause = _WRAPPED.sub("", _first_line(next(iter(tried), message))) or reason
     return _of(pod, Kind.IMAGE, f"image {image} can't be pulled: {cause}", remedy)
 
 
@@ -319,10 +311,9 @@ def _refusals(job: Manifest, pods: Sequence[Manifest], events: Sequence[Manifest
         yield Finding(Kind.START, subject, f"its pods are refused: {reason}", "see kubectl describe job")
 
 
-def _ends(job: Manifest, pods: Sequence[Manifest]) -> Iterator[Finding]:
+def _ends(job: Manifest, end: JobEnd | None) -> Iterator[Finding]:
     if pod_status.holds(job, "Suspended"):
         yield Finding(Kind.JOB, name_of(job), "is suspended", "a queue (Kueue) admits it, or whoever suspended it")
-    end = job_end(job, pods)
     if end and not end.complete:
         kind = Kind.DEADLINE if end.cause == "DeadlineExceeded" else Kind.JOB
         yield Finding(kind, name_of(job), f"has failed: {end.reason}", end.remedy)

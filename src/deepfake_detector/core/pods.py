@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from deepfake_detector.core.capacity import describe, quantity
 from deepfake_detector.core.errors import EXIT_TERMINATED
 
 Manifest = Mapping[str, Any]
@@ -25,13 +27,12 @@ class Failure:
     status: int | None
     reason: str  # as Kubernetes names it: Error, OOMKilled, Evicted, StartError
     message: str
-    container: str = ""
 
     def __str__(self) -> str:
         if self.status is None:
             return ": ".join(part for part in (self.reason, self.message) if part)
         if self.out_of_memory:
-            return self.message or f"{OUT_OF_MEMORY} (exit {self.status})"
+            return self.message
         unsaid = "no termination message" if self.reason in ("Error", "") else self.reason
         return f"exit {self.status}: {self.message or unsaid}"
 
@@ -108,19 +109,38 @@ def failure_of(pod: Manifest) -> Failure | None:
         return None
     status = pod.get("status") or {}
     if status.get("reason") == "Evicted":  # the containers' own status is only that of being killed
-        return Failure(None, "Evicted", _line(status.get("message")))
+        return Failure(None, "Evicted", _line(status.get("message")).rstrip("."))
     for container in container_statuses(pod):
         ended = (container.get("state") or {}).get("terminated")
         if ended and ended.get("exitCode"):
-            return Failure(
-                ended["exitCode"], ended.get("reason", ""), _line(ended.get("message")), container.get("name", "")
-            )
+            return _ended_badly(pod, container.get("name", ""), ended)
     disruption = holds(pod, "DisruptionTarget") or {}
     return Failure(
         None,
         status.get("reason") or disruption.get("reason", "Failed"),
         _line(status.get("message") or disruption.get("message")),
     )
+
+
+def _ended_badly(pod: Manifest, container: str, ended: Manifest) -> Failure:
+    status, reason, message = ended["exitCode"], ended.get("reason", ""), _line(ended.get("message"))
+    if message.startswith(OUT_OF_MEMORY):  # a stage's own line, with the peak that the cgroup recorded
+        message = re.sub(r"\s*\(raise[^)]*\)$", "", message)
+    elif reason == OUT_OF_MEMORY:  # the kernel ended the whole container, and nobody was left to say more
+        limit = limit_of(pod, container, "memory")
+        bound = f"limit {describe('memory', limit)}, and the peak reached it" if limit else "no limit: the node's end"
+        message = f"{OUT_OF_MEMORY}: {bound}"
+    return Failure(status, reason, message)
+
+
+def limit_of(pod: Manifest, container: str, resource: str) -> float | None:
+    """A container's limit in CPUs or bytes; None where it has none."""
+    spec = pod.get("spec") or {}
+    for each in (*(spec.get("initContainers") or ()), *(spec.get("containers") or ())):
+        limits = (each.get("resources") or {}).get("limits") or {}
+        if each.get("name") == container and resource in limits:
+            return quantity(limits[resource])
+    return None
 
 
 def was_disrupted(pod: Manifest) -> bool:
