@@ -68,7 +68,7 @@ class ApiServer:
         path.write_text(json.dumps(document))
         return path
 
-    def put(self, kind: str, name: str, **fields: Any) -> Object:
+    def put(self, kind: str, name: str, /, **fields: Any) -> Object:
         """Create or change an object, as a controller would."""
         with self._changed:
             key = f"{kind}/{name}"

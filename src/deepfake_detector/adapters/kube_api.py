@@ -128,7 +128,9 @@ class KubeApi:
         return content if whole else response
 
     def _away(self, error: Exception) -> ClusterAwayError:
-        reason = re.sub(r"^.*?(?:\): |: )(?=[A-Z\[])", "", " ".join(str(error).split()), count=1)
+        inner = next((each for each in reversed(error.args) if isinstance(each, Exception)), error)
+        # urllib3 begins with the connection's repr: "HTTPSConnection(host='...', port=443): Failed to ..."
+        reason = re.sub(r"^HTTPS?Connection\w*\([^)]*\): ", "", " ".join(str(inner).split()))
         return ClusterAwayError(
             f"context {self.context}: {self._client.configuration.host} does not answer ({reason}): expected an API "
             f"server (is the cluster up? kubectl --context {self.context} version)"
