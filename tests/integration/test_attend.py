@@ -15,6 +15,7 @@ import pytest
 
 from deepfake_detector.adapters.machine import memory_use
 from deepfake_detector.core import layout
+from deepfake_detector.supervisor import sigterm
 from tests.integration.director import PATIENCE, ROOT, FakeWorker, Stage
 
 FAKE_PREPROCESS = (sys.executable, str(Path(__file__).with_name("fake_preprocess.py")))
@@ -98,9 +99,8 @@ def test_sigterm_ends_both_and_is_told(pod: Pod) -> None:
     child = pod.launch()
     assert pod.signal(0, signal.SIGTERM) == 143
     child.wait_gone()
-    said = "SIGTERM: told to end (the pod was deleted, moved or stopped)"
-    assert pod.message() == f"{said}\n"
-    assert pod.logs() == [f"preprocess 0: {said}"]
+    assert pod.message() == f"{sigterm.SAID}\n"
+    assert pod.logs() == [f"preprocess 0: {sigterm.SAID}"]
 
 
 def test_sigterm_is_obeyed_while_storage_does_not_answer(pod: Pod, silent_server: str) -> None:
@@ -176,21 +176,45 @@ def test_a_bucket_that_does_not_exist(pod: Pod, gcs_bucket: str, module: str) ->
 
 def test_out_of_memory_is_told_with_limit_and_peak(pod: Pod, memory_group: Path) -> None:
     """A real limit of the kernel's: the child is killed, its parent lives on to say so."""
-    entry = f'echo $$ > {memory_group}/cgroup.procs; exec "$@"'
-    eat = "import sys; from jobs.preprocess import main; import os; "
-    eat += "sys.exit(main(dict(os.environ), shard=(sys.executable, '-c', 'x = bytearray(1 << 30)')))"
-    pod.begin("sh", "-c", entry, "sh", sys.executable, "-c", eat)
-    status, line = pod.end(0)
+    script = """
+import os, sys
+from jobs.preprocess import main
+sys.exit(main(dict(os.environ), shard=(sys.executable, "-c", "bytearray(1 << 30)")))
+"""
+    status, line = run_within(memory_group, pod, script)
     assert status == 75
-    assert line.startswith("error: OOMKilled: limit 100 MiB, peak ")
+    assert line.startswith("error: OOMKilled: limit 500 MiB, peak ")
     assert line.endswith(": raise the memory limit (LIMITS=memory=...)")
     assert pod.message() == f"{line.removeprefix('error: ')}\n"
-    assert pod.logs()[0].startswith("preprocess 0: OOMKilled: limit 100 MiB, peak ")
+    assert pod.logs()[0].startswith("preprocess 0: OOMKilled: limit 500 MiB, peak ")
+
+
+def test_out_of_memory_of_a_decoding_process_is_no_video_s_fault(pod: Pod, memory_group: Path) -> None:
+    """The video would be lost otherwise, and the records depend on the pod's limit."""
+    script = """
+import os, sys
+from pathlib import Path
+from deepfake_detector.stages.decoders import Decoders
+from jobs.environment import exit_status
+from tests.integration.test_preprocess import act, config_for
+def work():
+    with Decoders(config_for("videos"), 1, act) as decoders:
+        list(decoders.map([Path("ok-1"), Path("eat-1")]))
+sys.exit(exit_status(os.environ, work))
+"""
+    status, line = run_within(memory_group, pod, script)
+    assert status == 75
+    assert line.startswith("error: decoding process: OOMKilled: limit 500 MiB, peak ")
+
+
+def run_within(group: Path, pod: Pod, script: str) -> tuple[int, str]:
+    pod.begin("sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh", sys.executable, "-c", script)
+    return pod.end(0)
 
 
 @pytest.fixture
 def memory_group() -> Iterator[Path]:
-    """A cgroup of 100 MiB below this process's own, where this user may make one."""
+    """A cgroup of 500 MiB below this process's own, where this user may make one."""
     lines = Path("/proc/self/cgroup").read_text().splitlines() if memory_use() else []
     v1 = next((line.rpartition(":")[2] for line in lines if ":memory:" in line), None)
     if v1 is None:
@@ -200,7 +224,7 @@ def memory_group() -> Iterator[Path]:
     group = (own if own.is_dir() else top) / f"test-{os.getpid()}"
     try:
         group.mkdir()
-        (group / "memory.limit_in_bytes").write_text(str(100 << 20))
+        (group / "memory.limit_in_bytes").write_text(str(500 << 20))
         (group / "memory.swappiness").write_text("0")
     except OSError as error:
         pytest.skip(f"needs a cgroup of its own: {error}")

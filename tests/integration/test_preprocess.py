@@ -50,6 +50,8 @@ def act(path: Path, config: Config) -> Extraction:
         signal.pause()
     if what == "memory":
         bytearray(8 << 30)
+    if what == "eat":
+        bytearray(1 << 30)
     if what == "bug":
         raise ZeroDivisionError("a bug")
     if what == "settings":

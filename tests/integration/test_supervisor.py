@@ -14,7 +14,7 @@ import pytest
 from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import WaitError
-from deepfake_detector.supervisor import member
+from deepfake_detector.supervisor import member, sigterm
 from deepfake_detector.supervisor.keeper import Peer
 from deepfake_detector.supervisor.member import Place
 from jobs.train import main
@@ -297,13 +297,33 @@ def test_supervisor_of_another_run_is_refused(stage: Stage, tmp_path: Path) -> N
 
 
 def test_sigterm_is_obeyed_at_once(stage: Stage) -> None:
-    """The stand-in ignores SIGTERM as TensorFlow may; its supervisor ends it all the same."""
-    stage.start()
+    """The stand-in ignores SIGTERM as TensorFlow may; its supervisor ends it all the same, and keeps its log."""
+    message = stage.folder / "termination-log"
+    stage.start(TERMINATION_LOG=str(message))
     children = stage.cast()
     assert stage.signal(1, signal.SIGTERM) == 143
     for child in children:
         child.wait_gone()
+    assert message.read_text() == f"{sigterm.SAID}\n"
+    stored = stage.run.read(layout.log("train", 1, 1)).decode()
+    assert stored == f"\n--- attempt 1, worker 1 with rank 1: {sigterm.SAID}\n"
     assert stage.signal(0, signal.SIGTERM) == 143
+    assert stage.reasons() == ["worker 1: its supervisor at 127.0.0.1 is gone"]
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["the chief in training", "the chief in the export"])
+def test_sigterm_keeps_the_log_of_what_it_ends(stage: Stage, trained: bool) -> None:
+    if trained:
+        stage.run.write(layout.TRAINED, b"{}")
+        stage.start(0)
+    else:
+        stage.start()
+    children = stage.cast(1 if trained else 2)
+    assert stage.signal(0, signal.SIGTERM) == 143
+    for child in children:
+        child.wait_gone()
+    stored = stage.run.read(layout.log("export" if trained else "train", 0, 1)).decode()
+    assert stored.endswith(f": {sigterm.SAID}\n")
 
 
 @pytest.mark.parametrize(

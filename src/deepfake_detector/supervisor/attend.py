@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import EXIT_OK, EXIT_RETRY, EXIT_TERMINATED, DetectorError
+from deepfake_detector.core.errors import EXIT_OK, EXIT_RETRY, DetectorError
 from deepfake_detector.supervisor import sigterm
 from deepfake_detector.supervisor.child import Child, End, follow, tail
 from deepfake_detector.supervisor.logs import STORE_SECONDS, add_log, within
@@ -40,15 +39,13 @@ def attend(
     starts it.
     """
     output = scratch / f"{stage}-{index}.log"
-    with sigterm.farewell(FAREWELL_SECONDS) as farewell:
+    with sigterm.farewell(FAREWELL_SECONDS):
         end = asyncio.run(_run(command, environment, output))
-        if not farewell.asked and end.status == EXIT_OK:
-            return
-        reason = sigterm.SAID if farewell.asked else end.reason
-        within(STORE_SECONDS, functools.partial(_store, run, stage, index, output, reason))
-        if farewell.asked:
-            os._exit(EXIT_TERMINATED)  # a thread may still be busy with storage
-    raise _error(end)
+        if sigterm.asked() or end.status != EXIT_OK:
+            within(STORE_SECONDS, functools.partial(_store, run, stage, index, output, end.reason))
+        sigterm.leave()
+    if end.status != EXIT_OK:
+        raise _error(end)
 
 
 async def _run(command: Sequence[str], environment: Mapping[str, str], output: Path) -> End:

@@ -14,7 +14,7 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.errors import EXIT_OK, WaitError
 from deepfake_detector.core.timeline import Timeline
 from deepfake_detector.core.topology import Cluster
-from deepfake_detector.supervisor import wire
+from deepfake_detector.supervisor import sigterm, wire
 from deepfake_detector.supervisor.child import Child, follow
 from deepfake_detector.supervisor.keeper import Peer
 from deepfake_detector.supervisor.logs import store_log
@@ -156,12 +156,17 @@ class Member:
         """Tell the rendezvous of the child's end at once; its log is stored meanwhile."""
         async with follow(child.log, self._place.verbose):
             end = await child.wait()
+        if sigterm.asked():
+            writer.close()  # the peers need not wait for the log
         wire.send(writer, {"type": "ended", "attempt": attempt, "status": end.status, "reason": end.reason})
         title = f"attempt {attempt}, worker {self._place.index} with rank {rank}"
         name = layout.log("train", self._place.index, attempt)
         upload = asyncio.create_task(asyncio.to_thread(store_log, self._run, name, child.log, title, end))
         self._uploads.add(upload)
         upload.add_done_callback(self._uploads.discard)
+        if sigterm.asked():
+            await upload
+            sigterm.leave()
 
     async def _end_child(self) -> None:
         """SIGKILL the child, if there is one, and wait until it is gone."""

@@ -19,15 +19,8 @@ SAID = "SIGTERM: told to end (the pod was deleted, moved or stopped)"
 
 groups: set[int] = set()  # process groups of the living children
 _message_file: str | None = None
-_farewell: Farewell | None = None
-
-
-class Farewell:
-    """asked: SIGTERM has come; the children are dead, and this process has `seconds` left to say so."""
-
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self.asked = False
+_farewell_seconds = 0.0
+_asked = False
 
 
 def end_on_sigterm(message_file: str | None = None) -> None:
@@ -41,14 +34,28 @@ def end_on_sigterm(message_file: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def farewell(seconds: float) -> Iterator[Farewell]:
-    """Meanwhile SIGTERM kills the children, and the process ends `seconds` later at the latest, with status 143."""
-    global _farewell
-    _farewell = Farewell(seconds)
+def farewell(seconds: float) -> Iterator[None]:
+    """Meanwhile SIGTERM kills the children, and their end may still be told: this process has `seconds` for it.
+
+    Whoever has told it calls `leave`.
+    """
+    global _farewell_seconds
+    _farewell_seconds = seconds
     try:
-        yield _farewell
+        yield
     finally:
-        _farewell = None
+        _farewell_seconds = 0.0
+
+
+def asked() -> bool:
+    """Whether SIGTERM has come; the children are dead then."""
+    return _asked
+
+
+def leave() -> None:
+    """End at once, if SIGTERM has come, whatever a thread is still busy with."""
+    if _asked:
+        os._exit(EXIT_TERMINATED)
 
 
 def kill_group(group: int) -> None:
@@ -58,14 +65,16 @@ def kill_group(group: int) -> None:
 
 
 def _terminate(_signal: int, _frame: FrameType | None) -> None:
-    for group in tuple(groups):
+    global _asked
+    _asked = True
+    bereaved = tuple(groups)
+    for group in bereaved:
         kill_group(group)
     if _message_file:
         with contextlib.suppress(OSError), open(_message_file, "w") as file:  # nothing may keep it from ending
             file.write(f"{SAID}\n")
-    if _farewell is None:
-        os._exit(EXIT_TERMINATED)
-    _farewell.asked = True
-    timer = threading.Timer(_farewell.seconds, os._exit, [EXIT_TERMINATED])
+    if not _farewell_seconds or not bereaved:
+        leave()
+    timer = threading.Timer(_farewell_seconds, leave)
     timer.daemon = True
     timer.start()

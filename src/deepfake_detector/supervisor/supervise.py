@@ -10,6 +10,7 @@ from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import EXIT_PERMANENT, ConfigError, DetectorError
+from deepfake_detector.supervisor import sigterm
 from deepfake_detector.supervisor.attempts import AttemptWorker, History
 from deepfake_detector.supervisor.child import Child, End, follow
 from deepfake_detector.supervisor.keeper import Keeper
@@ -18,6 +19,7 @@ from deepfake_detector.supervisor.member import Member, Place
 from deepfake_detector.supervisor.policy import exhausted
 
 log = logging.getLogger(__name__)
+FAREWELL_SECONDS = 0.8  # after SIGTERM, for the child's log: the pod that replaces this one waits for its end
 EXPORT_PAUSE_SECONDS = (0.5, 30.0)  # first and longest pause before another export
 
 
@@ -37,7 +39,8 @@ def supervise(place: Place, run: Storage, config: Config, *, train: Sequence[str
             f"worker {place.index} of {len(place.peers)} peers: expected train.workers={config.train.workers} of "
             f"them, and an index below ({run.uri}/{layout.CONFIG})"
         )
-    asyncio.run(_supervise(place, run, config, train, export))
+    with sigterm.farewell(FAREWELL_SECONDS):
+        asyncio.run(_supervise(place, run, config, train, export))
 
 
 async def _supervise(place: Place, run: Storage, config: Config, train: Sequence[str], export: Sequence[str]) -> None:
@@ -106,4 +109,5 @@ async def _export_once(place: Place, run: Storage, command: Sequence[str], numbe
     async with follow(path, place.verbose):
         end = await child.wait()
     await asyncio.to_thread(store_log, run, layout.log("export", 0, number), path, f"attempt {number}, export", end)
+    sigterm.leave()
     return end
