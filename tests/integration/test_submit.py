@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from deepfake_detector.adapters import kubectl
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.cli import main
 from deepfake_detector.core import layout
@@ -43,6 +45,14 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GcsServer]:
     server.make_bucket("bucket")
     yield server
     server.kill()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def render_once() -> Iterator[None]:
+    """kubectl's rendering, the same for all tests, is most of a submission's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kubectl, "kustomize", functools.cache(kubectl.kustomize))
+        yield
 
 
 @pytest.fixture

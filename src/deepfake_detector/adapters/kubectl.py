@@ -20,7 +20,8 @@ def kustomize(folder: Path) -> list[dict[str, Any]]:
     if not folder.is_dir():
         raise ClusterError(f"{folder}: expected a folder with a kustomization (the product runs from a checkout)")
     text = _run(["kustomize", str(folder)], f"kubectl kustomize {folder}", RENDER_SECONDS)
-    return [thing for thing in yaml.safe_load_all(text) if thing is not None]
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast, where it is there
+    return [thing for thing in yaml.load_all(text, Loader=loader) if thing is not None]
 
 
 def apply(objects: Sequence[dict[str, Any]], context: str, namespace: str) -> str:
