@@ -26,7 +26,7 @@ Ask = Callable[[str], str]
 def stop(cluster: Cluster, run_uri: str, *, write: Write = print) -> int:
     """End the run's work: its unfinished Jobs are deleted, their pods get SIGTERM and their grace period.
 
-    Returns when the pods are gone. Nothing in the bucket changes: the same submission goes on. Returns 0; raises ClusterError.
+    Returns 0 when the pods are gone. Nothing in the bucket changes: the same submission goes on. Raises ClusterError.
     """
     run = open_storage(run_uri)
     living = [job for job in cluster.jobs(run_selector(run.uri)) if not is_over(job)]
@@ -100,8 +100,11 @@ def _is_own(name: str) -> bool:
 
 
 def _refuse_videos(run: Storage, videos: str, own: Sequence[Entry]) -> None:
+    """A run may lie in the folder of the videos, but not they in the run's."""
+    if not f"{videos}/".startswith(f"{run.uri}/"):
+        return
     inside = next((entry.name for entry in own if f"{run.uri}/{entry.name}".startswith(f"{videos}/")), None)
-    if inside and videos.startswith(run.uri + "/"):
+    if inside:
         raise ConfigError(f"{run.uri}/{inside}: is among the videos in {videos}: expected them outside the run's data")
 
 

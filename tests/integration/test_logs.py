@@ -1,0 +1,166 @@
+"""What `logs` shows, over a folder and a bucket, with a stand-in for the cluster."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.cluster.logs import TAIL_LINES, show_logs
+from deepfake_detector.core.errors import NotFoundError
+from tests.integration.stand_in import StandIn, job, pod
+
+STORED = {
+    "logs/train/0/00001.log": "step 1\n--- worker 0: lost its peer\n",
+    "logs/train/0/00002.log": "step 2\n--- worker 0: done\n",
+    "logs/train/0/progress.json": "{}",
+    "logs/train/1/00001.log": "one\n",
+    "logs/train/1/supervisor-00001.log": "gave up\n",
+    "logs/preprocess/10/00001.log": "shard ten\n",
+    "logs/metrics.jsonl": "{}\n",
+    "logs/attempts/00001.json": "{}",
+}
+
+
+@pytest.fixture
+def run(storage: Storage) -> Storage:
+    for name, text in STORED.items():
+        storage.write(name, text.encode())
+    return storage
+
+
+def shown(cluster: Any, run: Storage, **choice: Any) -> list[str]:
+    lines: list[str] = []
+    assert show_logs(cluster, run.uri, write=lines.append, **choice) == 0
+    return lines
+
+
+def test_newest_of_all_after_the_pods_are_gone(run: Storage) -> None:
+    expected = [
+        "== logs/preprocess/10/00001.log",
+        "shard ten",
+        "== train 0: 1 older ones, which STAGE=train POD=0 shows",
+        "== logs/train/0/00002.log",
+        "step 2\n--- worker 0: done",
+        "== logs/train/1/00001.log",
+        "one",
+        "== logs/train/1/supervisor-00001.log",
+        "gave up",
+    ]
+    assert shown(StandIn(), run) == expected
+    assert shown(None, run) == expected
+
+
+@pytest.mark.parametrize(
+    ("choice", "files"),
+    [
+        pytest.param({"stage": "preprocess"}, ["logs/preprocess/10/00001.log"], id="stage"),
+        pytest.param(
+            {"stage": "train", "pod": "0"}, ["logs/train/0/00001.log", "logs/train/0/00002.log"], id="all of an index"
+        ),
+        pytest.param(
+            {"pod": "train-first-1a2b3c4d-1-x7k2p"},
+            ["logs/train/1/00001.log", "logs/train/1/supervisor-00001.log"],
+            id="pod that is gone",
+        ),
+        pytest.param({"pod": "10"}, ["logs/preprocess/10/00001.log"], id="two digits"),
+    ],
+)
+def test_choice(run: Storage, choice: dict[str, str], files: list[str]) -> None:
+    lines = shown(StandIn(), run, **choice)
+    assert [line for line in lines if line.startswith("==")] == [f"== {name}" for name in files]
+
+
+@pytest.mark.parametrize(
+    ("choice", "says"),
+    [
+        ({"stage": "export"}, r"no logs of stage 'export': expected one of preprocess 10; train 0, 1"),
+        ({"stage": "train", "pod": "7"}, r"no logs of stage 'train', pod '7': expected one of"),
+        ({"pod": "preprocess-first-1a2b3c4d-1-x7k2p"}, r"no logs of pod 'preprocess-first"),
+    ],
+    ids=["stage", "index", "pod"],
+)
+def test_says_what_there_is(run: Storage, choice: dict[str, str], says: str) -> None:
+    with pytest.raises(NotFoundError, match=says):
+        shown(StandIn(), run, **choice)
+
+
+def test_nothing_at_all(storage: Storage) -> None:
+    with pytest.raises(NotFoundError, match="no logs yet, and no pods: expected a run that was submitted"):
+        shown(StandIn(), storage)
+
+
+def test_pods(run: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    pods = [
+        pod(run.uri, "train", 0),
+        pod(run.uri, "train", 1, "Succeeded"),  # what it said is stored
+        pod(run.uri, "train", 2, "Failed"),  # nothing of it is
+        pod(run.uri, "export", 0, "Pending"),
+        pod("gs://other/run", "train", 0),
+    ]
+    said = {"train-first-0-0-abcde": ["step 3", "step 4"], "train-first-0-2-abcde": ["no bucket"]}
+    cluster = StandIn(pods=pods, said=said)
+    lines = shown(cluster, run)
+    assert lines[9:] == [
+        "== train-first-0-2-abcde: worker 2 failed: Failed",
+        "no bucket",
+        "== export-first-0-0-abcde: export waits for a node",
+        "(no output: pod export-first-0-0-abcde: container has not started)",
+        "== train-first-0-0-abcde: worker 0 runs on node-1",
+        "step 3",
+        "step 4",
+    ]
+    assert set(cluster.tails) == {TAIL_LINES}
+    assert shown(cluster, run, pod="train-first-0-0-abcde")[-2:] == ["step 3", "step 4"]
+    assert cluster.tails[-1] is None  # all of what was asked for by name
+    cluster.away = True
+    assert len(shown(cluster, run)) == 9
+    assert "pods are left out: context test: does not answer" in capsys.readouterr().err
+
+
+def test_follows_replacements_until_the_job_is_over(run: Storage) -> None:
+    first, second = pod(run.uri, "train", 0), pod(run.uri, "train", 0, suffix="fghij")
+    quick = pod(run.uri, "train", 1, "Succeeded", suffix="klmno")  # began and ended between two looks
+    said = {
+        "train-first-0-0-abcde": ["step 3"],
+        "train-first-0-0-fghij": ["step 4"],
+        "train-first-0-1-klmno": ["quick"],
+    }
+    cluster: Any = StandIn([job(run.uri)], [first], said)
+    lines: list[str] = []
+    heard = threading.Condition()
+
+    def write(line: str) -> None:
+        with heard:
+            lines.append(line)
+            heard.notify_all()
+
+    def wait_for(line: str) -> None:
+        with heard:
+            assert heard.wait_for(lambda: line in lines, timeout=60)
+
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(show_logs, cluster, run.uri, stage="train", follow=True, write=write)
+        wait_for("worker 0: step 3")
+        cluster.change("pods", second)
+        wait_for("worker 0: step 4")
+        cluster.change("pods", quick)
+        cluster.change("jobs", job(run.uri, ended="Complete"))
+        assert following.result(timeout=60) == 0
+    assert lines[-2:] == ["== train-first-0-1-klmno: worker 1 done", "quick"]
+
+
+def test_follow_after_the_end_shows_what_there_is(run: Storage) -> None:
+    cluster = StandIn([job(run.uri, ended="Failed")], [pod(run.uri, "train", 2, "Failed")], {})
+    assert shown(cluster, run, follow=True)[-1] == "(no output: pod train-first-0-2-abcde: container has not started)"
+
+
+def test_any_uri_of_the_run_selects_its_pods(tmp_path: Any) -> None:
+    run = open_storage(str(tmp_path / "run"))
+    cluster = StandIn(pods=[pod(run.uri, "train", 0)], said={"train-first-0-0-abcde": ["here"]})
+    lines: list[str] = []
+    show_logs(cluster, f"{run.uri}/", write=lines.append)
+    assert lines[-1] == "here"
