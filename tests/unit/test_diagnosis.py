@@ -159,6 +159,13 @@ def failed_with(message: str, *, status: int = 75, times: int = 1) -> Any:
             id="a child out of memory, whose parent could measure",
         ),
         pytest.param(
+            "decoding process: OOMKilled: limit 110 MiB, peak 110 MiB: raise the memory limit (LIMITS=memory=...)",
+            Kind.OUT_OF_MEMORY,
+            "worker 0: decoding process: OOMKilled: limit 110 MiB, peak 110 MiB: raise the memory limit "
+            "(LIMITS=memory=...)",
+            id="a child's child out of memory",
+        ),
+        pytest.param(
             "gs://b/run/config.json: Forbidden: 403 GET: expected credentials that may use the bucket (refused for "
             "60 s)",
             Kind.CREDENTIALS,

@@ -38,7 +38,7 @@ class Failure:
 
     @property
     def out_of_memory(self) -> bool:
-        return self.reason == OUT_OF_MEMORY or self.message.startswith(OUT_OF_MEMORY)
+        return self.reason == OUT_OF_MEMORY or OUT_OF_MEMORY in self.message
 
 
 def name_of(manifest: Manifest) -> str:
@@ -122,10 +122,13 @@ def failure_of(pod: Manifest) -> Failure | None:
     )
 
 
+_OUR_REMEDY = re.compile(r"[:\s]*\(?raise the memory limit.*$")  # a finding gives its own
+
+
 def _ended_badly(pod: Manifest, container: str, ended: Manifest) -> Failure:
     status, reason, message = ended["exitCode"], ended.get("reason", ""), _line(ended.get("message"))
-    if message.startswith(OUT_OF_MEMORY):  # a stage's own line, with the peak that the cgroup recorded
-        message = re.sub(r"\s*\(raise[^)]*\)$", "", message)
+    if OUT_OF_MEMORY in message:  # a stage's own line, with the peak that the cgroup recorded
+        message = _OUR_REMEDY.sub("", message)
     elif reason == OUT_OF_MEMORY:  # the kernel ended the whole container, and nobody was left to say more
         limit = limit_of(pod, container, "memory")
         bound = f"limit {describe('memory', limit)}, and the peak reached it" if limit else "no limit: the node's end"
