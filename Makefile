@@ -18,7 +18,7 @@ demo: $(STAMP) ## Videos are synthesised, cut, trained on, exported and judged, 
 .PHONY: help
 help: ## This list
 	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} \
-		/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+		/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 ##@ Development
 
@@ -69,6 +69,79 @@ images: ## Build docker/Dockerfile (IMAGE=name:tag REQUIREMENTS=docker/requireme
 	$(DOCKER) build --file docker/Dockerfile --tag $(IMAGE) --build-arg REQUIREMENTS=$(REQUIREMENTS) \
 		--build-arg COMMIT="$$(git log -1 --abbrev=10 --format=%h -- src/deepfake_detector)" .
 
+DETECTOR := $(BIN)/deepfake-detector
+OVERLAY ?= local
+TARGET = --overlay '$(OVERLAY)' $(call flag,context,CONTEXT) $(call flag,namespace,NAMESPACE)
+# Runs in folders of this machine need no cluster.
+WHERE = $(if $(filter gs://%,$(RUN)),$(TARGET))
+STAGE_FLAGS = --run '$(RUN)' --image '$(IMAGE)' $(TARGET) $(call flag,recipe,RECIPE) $(if $(SET),--set $(foreach pair,$(SET),'$(pair)')) \
+	$(call flag,requests,REQUESTS) $(call flag,limits,LIMITS) $(call switch,dry-run,DRY_RUN) $(call switch,detach,DETACH)
+
+# flag,variable: the flag with the variable's value, where it has one
+flag = $(if $($(2)),--$(1) '$($(2))')
+# flag,variable: the flag, where the variable is set to anything but 0
+switch = $(if $(filter-out 0,$($(2))),--$(1))
+# variables: stop where one of them is empty
+need = $(foreach name,$(1),$(if $($(name)),,$(error $(name): empty, expected make $@ $(1:%=%=...))))
+
+.PHONY: deploy
+deploy: $(STAMP) ## What is applied once (OVERLAY=local|gke CONTEXT= NAMESPACE= here and below, DRY_RUN=1)
+	@$(DETECTOR) deploy $(TARGET) $(call switch,dry-run,DRY_RUN)
+
+.PHONY: doctor
+doctor: $(STAMP) ## Is all there that submitting needs? ([RUN=gs://... WORKERS=2])
+	@$(DETECTOR) doctor $(TARGET) --image '$(IMAGE)' $(call flag,run,RUN) $(call flag,workers,WORKERS)
+
+.PHONY: upload
+upload: $(STAMP) ## A local data set into the bucket, resumable (VIDEOS=folder TO=gs://...)
+	$(call need,VIDEOS TO)
+	@$(DETECTOR) upload --videos '$(VIDEOS)' --to '$(TO)' $(TARGET)
+
+.PHONY: preprocess
+preprocess: $(STAMP) ## Videos to records (VIDEOS=gs://... RUN=gs://... [RECIPE= PODS=4 SET="key=value ..." DRY_RUN=1])
+	$(call need,RUN)
+	@$(DETECTOR) submit preprocess $(STAGE_FLAGS) $(call flag,videos,VIDEOS) $(call flag,pods,PODS)
+
+.PHONY: train
+train: $(STAMP) ## Records to a model (RUN=gs://... [RECORDS=gs://... WORKERS=2 RECIPE= SET= DRY_RUN=1])
+	$(call need,RUN)
+	@$(DETECTOR) submit train $(STAGE_FLAGS) $(call flag,records,RECORDS) $(call flag,workers,WORKERS)
+
+.PHONY: export
+export: $(STAMP) ## The export by itself; training ends with one (RUN=gs://...)
+	$(call need,RUN)
+	@$(DETECTOR) submit export $(STAGE_FLAGS)
+
+.PHONY: status
+status: $(STAMP) ## What a run has come to, and its pods in words (RUN=)
+	$(call need,RUN)
+	@$(DETECTOR) status --run '$(RUN)' $(if $(WHERE),--cluster $(WHERE))
+
+.PHONY: logs
+logs: $(STAMP) ## What the pods said, also after they are gone (RUN= [STAGE=train POD=1 FOLLOW=1])
+	$(call need,RUN)
+	@$(DETECTOR) logs --run '$(RUN)' $(TARGET) $(call flag,stage,STAGE) $(call flag,pod,POD) $(call switch,follow,FOLLOW)
+
+.PHONY: stop
+stop: $(STAMP) ## End a run's Jobs; what is done stays (RUN=)
+	$(call need,RUN)
+	@$(DETECTOR) stop --run '$(RUN)' $(TARGET)
+
+.PHONY: pull-model
+pull-model: $(STAMP) ## Fetch a run's model, checksums verified (RUN= [TO=model])
+	$(call need,RUN)
+	@$(DETECTOR) pull --run '$(RUN)' --to '$(or $(TO),model)' $(WHERE)
+
+.PHONY: tensorboard
+tensorboard: $(STAMP) ## A run's curves in the browser (RUN= [PORT=6006])
+	$(call need,RUN)
+	@$(DETECTOR) tensorboard --run '$(RUN)' $(TARGET) $(call flag,port,PORT)
+
+.PHONY: clean
+clean: $(STAMP) ## Remove a run's objects from the cluster; DATA=1: its data, too, after asking (RUN= [DATA=1 YES=1])
+	$(call need,RUN)
+	@$(DETECTOR) clean --run '$(RUN)' $(TARGET) $(call switch,data,DATA) $(call switch,yes,YES)
+
 .PHONY: golden
 golden: ## Render the overlays anew into tests/manifests/golden, for review
 	for overlay in $(OVERLAYS); do \
@@ -87,6 +160,6 @@ $(STAMP): requirements.lock pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.PHONY: clean
-clean: ## Remove the demo's videos, run and model (asks nothing; .venv stays)
+.PHONY: clean-local
+clean-local: ## Remove the demo's videos, run and model (asks nothing; .venv stays)
 	rm -rf demo-videos demo-run .pytest_cache .mypy_cache .ruff_cache .hypothesis
