@@ -12,7 +12,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,8 @@ class ApiServer:
         """Cut all watch connections without a word."""
         with self._changed:
             for connection in self._watchers:
-                connection.shutdown(socket.SHUT_RDWR)
+                with suppress(OSError):  # the client has gone by itself
+                    connection.shutdown(socket.SHUT_RDWR)
             self._watchers.clear()
 
     def wait_for_watches(self, count: int, seconds: float = 20.0) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 TICK_SECONDS = 1.0  # without any change the display is looked after so often
 SURROUNDINGS_SECONDS = 30.0  # nodes and all pods are two requests: listed at most so often, and only when needed
+AWAY_SECONDS = 3.0  # without an answer of the API server, until that is told
 SETTLE_SECONDS = 60.0  # after a Job's failure is known, for its last pods to end
 JOIN_SECONDS = 2.0
 
@@ -71,7 +72,8 @@ class _Follower:
         self._cluster, self._run, self._stage = cluster, run, stage
         self._changes, self._display = changes, display
         self._notices = Notices()
-        self._away = False
+        self._away_since: float | None = None
+        self._told_away = False
         self._around = NOTHING_KNOWN
         self._around_at = float("-inf")
         self._failed_at: float | None = None
@@ -93,12 +95,17 @@ class _Follower:
                 return self._tell_end(end)
 
     def _tell_reachability(self) -> None:
+        """Only what lasts is told: a watch that a proxy cut off goes on a second later."""
         reason = self._changes.away
-        if reason and not self._away:
-            self._display.say(f"  {reason}; the work goes on, and so does this display when it answers")
-        elif self._away and not reason:
-            self._display.say("  the API server answers again")
-        self._away = reason is not None
+        if reason is None:
+            if self._told_away:
+                self._display.say("  the API server answers again")
+            self._away_since, self._told_away = None, False
+            return
+        self._away_since = self._away_since or time.monotonic()
+        if not self._told_away and time.monotonic() - self._away_since >= AWAY_SECONDS:
+            self._display.say(f"  {reason}; the work goes on, and so does this display once it answers")
+            self._told_away = True
 
     def _tell_pods(self) -> None:
         changes = self._changes

@@ -92,9 +92,8 @@ def table(moments: Mapping[str, float]) -> list[str]:
 
 def of_job(job: Manifest, pod: Manifest) -> dict[str, float]:
     """What the API tells of the chief's pod; its timestamps are whole seconds."""
-    started = [
-        (each.get("state") or {}).get("running", {}).get("startedAt") for each in pod_status.container_statuses(pod)
-    ]
+    states = [(each.get("state") or {}) for each in pod_status.container_statuses(pod)]
+    started = [(state.get("running") or state.get("terminated") or {}).get("startedAt") for state in states]
     texts = {
         "job": pod_status.created(job),
         "pod": pod_status.created(pod),
