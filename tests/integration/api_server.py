@@ -11,7 +11,7 @@ import re
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -34,6 +34,7 @@ class ApiServer:
         self.objects: dict[str, Object] = {}  # "kind/name"
         self.namespaces = {"mine"}
         self.refusals: deque[tuple[int, Object]] = deque()  # answers of the next requests
+        self.before_create: Callable[[Object], None] = lambda _: None  # what others do at just that moment
         self.version = 100
         self.expired_before = 0
         self._changes: list[tuple[int, str, str, Object]] = []  # version, kind, change, object
@@ -200,6 +201,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self, kind: str, namespace: str | None, body: Object) -> None:
         api = self.server_state
         name = body["metadata"]["name"]
+        api.before_create(body)
         if namespace not in api.namespaces:
             details = {"kind": "namespaces", "name": namespace}
             message = f'namespaces "{namespace}" not found'

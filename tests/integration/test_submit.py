@@ -245,6 +245,26 @@ def test_a_second_client_with_other_settings_that_was_faster_wins(run, server, c
     assert f"job {name}: at work with other settings" in capsys.readouterr().err
 
 
+def test_a_second_client_with_the_same_settings_that_was_faster_is_joined(run, server, capsys):
+    server.before_create = lambda job: server.put("jobs", job["metadata"]["name"], **job)
+    assert submit(*PREPROCESS) == 0
+    assert f"attached to job {created(server)['metadata']['name']}" in capsys.readouterr().out
+
+
+def test_settings_that_are_overwritten_at_the_last_moment_cost_the_job(run, server, capsys):
+    """Both clients saw no Job; the other one stored its settings after ours, and would have been second to create."""
+
+    def overwrite(_: dict[str, Any]) -> None:
+        document = json.loads(run.read(layout.CONFIG))
+        document["resolved"]["faces"]["margin"] = 1.5
+        run.write(layout.CONFIG, json.dumps(document).encode())
+
+    server.before_create = overwrite
+    assert submit(*PREPROCESS) == EXIT_PERMANENT
+    assert "changed by somebody else just now" in capsys.readouterr().err
+    assert server.listed("jobs", {}) == []
+
+
 @pytest.mark.parametrize(
     ("condition", "says"),
     [
@@ -337,8 +357,9 @@ def test_training_on_the_records_of_another_run(run, server, capsys):
     assert submit("submit", "train", "--run", other, "--records", f"{RUN}-none") == EXIT_PERMANENT
     assert f"{RUN}-none" in capsys.readouterr().err
     assert [entry.name for entry in open_storage(other).list()] == before
-    assert submit("submit", "train", "--run", other, "--records", RUN, "--recipe", "demo") == 0
+    assert submit("submit", "train", "--run", other, "--records", f"{RUN}/records", "--recipe", "demo") == 0
     assert created(server)["metadata"]["labels"]["deepfake-detector/run"] == run_hash(other)
+    assert submit("submit", "train", "--run", other, "--records", RUN) == 0, "the same records by their run"
     open_storage(other).delete(layout.CONFIG)
 
 
@@ -388,6 +409,12 @@ def test_mistakes_are_one_line_before_anything_is_written(run, server, capsys, a
 def test_an_overlay_that_is_not_there(server, capsys):
     assert main(["deploy", "--overlay", "aws"]) == EXIT_PERMANENT
     assert "--overlay aws: expected one of gke, local" in capsys.readouterr().err
+
+
+def test_a_refusal_of_kubectl_is_one_line(server, capsys):
+    assert main(["deploy", "--overlay", "gke", "--namespace", "mine"]) == EXIT_PERMANENT
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: kubectl apply (context test, namespace mine): ")
 
 
 def test_deploy_as_a_dry_run_has_no_jobs_and_the_chosen_namespace(server, capsys):

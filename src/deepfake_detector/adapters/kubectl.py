@@ -19,13 +19,13 @@ def kustomize(folder: Path) -> list[dict[str, Any]]:
 
     if not folder.is_dir():
         raise ClusterError(f"{folder}: expected a folder with a kustomization (the product runs from a checkout)")
-    text = _run(["kustomize", str(folder)], f"kubectl kustomize {folder}", RENDER_SECONDS)
+    text, _ = _run(["kustomize", str(folder)], f"kubectl kustomize {folder}", RENDER_SECONDS)
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast, where it is there
     return [thing for thing in yaml.load_all(text, Loader=loader) if thing is not None]
 
 
 def apply(objects: Sequence[dict[str, Any]], context: str, namespace: str) -> str:
-    """Create or change them (kubectl apply --server-side); returns kubectl's lines, one for each object.
+    """Create or change them (kubectl apply --server-side); returns kubectl's lines, one for each object, and warnings.
 
     Fields that another tool set meanwhile become ours: the manifests are the one description of these objects.
     Raises ClusterError with kubectl's own error.
@@ -33,18 +33,20 @@ def apply(objects: Sequence[dict[str, Any]], context: str, namespace: str) -> st
     arguments = ["--context", context, "--namespace", namespace, "apply", "--server-side", "--force-conflicts"]
     arguments += ["--field-manager", "deepfake-detector", "--filename", "-"]
     listed = json.dumps({"apiVersion": "v1", "kind": "List", "items": list(objects)})
-    return _run(arguments, f"kubectl apply (context {context}, namespace {namespace})", APPLY_SECONDS, listed)
+    where = f"kubectl apply (context {context}, namespace {namespace})"
+    return "".join(_run(arguments, where, APPLY_SECONDS, listed))
 
 
 def kubectl_version() -> tuple[int, int]:
     """The installed kubectl's, for example (1, 34). Raises ClusterError where there is none."""
-    answer = json.loads(_run(["version", "--client", "--output", "json"], "kubectl version", RENDER_SECONDS))
-    version = answer["clientVersion"]
+    text, _ = _run(["version", "--client", "--output", "json"], "kubectl version", RENDER_SECONDS)
+    version = json.loads(text)["clientVersion"]
     major, minor = ("".join(filter(str.isdigit, version[part])) for part in ("major", "minor"))
     return int(major), int(minor)
 
 
-def _run(arguments: Sequence[str], what: str, seconds: float, text: str | None = None) -> str:
+def _run(arguments: Sequence[str], what: str, seconds: float, text: str | None = None) -> tuple[str, str]:
+    """stdout and stderr of kubectl. Raises ClusterError, in one line, when it fails."""
     try:
         result = subprocess.run(
             ["kubectl", *arguments], input=text, capture_output=True, text=True, timeout=seconds, check=False
@@ -57,5 +59,7 @@ def _run(arguments: Sequence[str], what: str, seconds: float, text: str | None =
         raise ClusterError(f"{what}: no end after {seconds:g} s, expected an answer of the cluster") from None
     if result.returncode:
         lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
-        raise ClusterError(f"{what}: {'; '.join(lines) or f'exit {result.returncode}'}")
-    return result.stdout
+        errors = [line for line in lines if not line.startswith("Warning:")] or [f"exit {result.returncode}"]
+        more = f" (and {len(errors) - 1} lines more)" if len(errors) > 1 else ""
+        raise ClusterError(f"{what}: {errors[0]}{more}")
+    return result.stdout, result.stderr

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -47,8 +47,8 @@ DEFAULT_PODS = 4
 class Submission:
     """What a user asked for. URIs are gs://; recipe, videos and records: "" or None is what the run was given before.
 
-    pods: shards that are preprocessed at the same time. dry_run: print the Job instead of creating it. detach: don't
-    follow it.
+    records: another run, or its folder records/. pods: shards that are preprocessed at the same time. dry_run: print
+    the Job instead of creating it. detach: don't follow it.
     """
 
     stage: JobStage
@@ -79,6 +79,7 @@ def submit(wanted: Submission, target: Target) -> int:
     template = stage_job(templates, wanted.stage, str(overlay_folder(target.overlay)))
     cpus = _cpus(templates, wanted)
     with storage_access(cluster, target.overlay):
+        wanted = replace(wanted, records=_run_of(wanted.records))
         run = open_storage(wanted.run)
         active = _active(cluster, run)
         _require_ready(run, wanted, active)
@@ -124,6 +125,12 @@ def _finish(run: Storage, stage: JobStage, config: Config) -> int:
     if stage == "preprocess":
         require_good(records_storage(run), config)
     return EXIT_OK
+
+
+def _run_of(records: str) -> str:
+    """The run that a `--records` means: gs://bucket/run or gs://bucket/run/records."""
+    folder, _, last = records.rstrip("/").rpartition("/")
+    return folder if last == "records" and not has_config(open_storage(records)) else records
 
 
 def _require_reachable(wanted: Submission) -> None:
