@@ -163,7 +163,7 @@ def _add_logs(commands: Commands, parents: list[argparse.ArgumentParser]) -> Non
     parser = commands.add_parser("logs", parents=parents, help="what the pods said, also after they are gone")
     parser.add_argument("--run", metavar="URI", required=True)
     parser.add_argument("--stage", choices=("preprocess", "train", "export"), default=None, help="(all)")
-    parser.add_argument("--pod", metavar="INDEX", default=None, help="(all)")
+    parser.add_argument("--pod", metavar="INDEX_OR_NAME", default=None, help="(all)")
     parser.add_argument("--follow", action="store_true", help="until the pods end")
     parser.set_defaults(command=_logs)
 
@@ -172,9 +172,8 @@ def _logs(arguments: argparse.Namespace) -> int:
     from deepfake_detector.cluster.logs import show_logs
 
     with reach(arguments, arguments.run):
-        return show_logs(
-            connect(arguments), arguments.run, stage=arguments.stage, pod=arguments.pod, follow=arguments.follow
-        )
+        cluster = connect(arguments) if arguments.run.startswith("gs://") else None  # no pod writes to a local folder
+        return show_logs(cluster, arguments.run, stage=arguments.stage, pod=arguments.pod, follow=arguments.follow)
 
 
 def _add_stop(commands: Commands, parents: list[argparse.ArgumentParser]) -> None:
