@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 import time
@@ -26,6 +27,7 @@ from deepfake_detector.display import Display, ExportDisplay, PreprocessDisplay,
 if TYPE_CHECKING:
     from deepfake_detector.adapters.cluster import Cluster
 
+log = logging.getLogger(__name__)
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
 TICK_SECONDS = 1.0  # without any change the display is looked after so often
 SURROUNDINGS_SECONDS = 30.0  # nodes and all pods are two requests: listed at most so often, and only when needed
@@ -42,6 +44,7 @@ def follow(cluster: Cluster, run: Storage, stage: Stage, job_name: str, config: 
     waited for. Sends three watches, and requests for nodes only while a pod has none. Raises ClusterError where the
     Job is not there or may not be watched, CorruptError for damaged documents in the run.
     """
+    requests, begun = cluster.requests, time.monotonic()
     try:
         with Changes(cluster, job_name) as changes, _display(run, stage, config) as display:
             follower = _Follower(cluster, run, stage, changes, display)
@@ -49,6 +52,7 @@ def follow(cluster: Cluster, run: Storage, stage: Stage, job_name: str, config: 
                 status = follower.run_to_the_end()
             if isinstance(display, TrainDisplay):
                 _tell_start(display, changes)
+            log.info("display: %d API requests in %.0f s", cluster.requests - requests, time.monotonic() - begun)
             return status
     except KeyboardInterrupt:
         print("\nthe work goes on in the cluster; the same command attaches again", file=sys.stderr)
@@ -157,11 +161,14 @@ class _Follower:
 
 
 def _asks_for_nodes(pod: Manifest) -> bool:
-    """Not scheduled, or maybe lost with its node: being deleted, or running and said to be not ready."""
+    """Not scheduled, or maybe lost with its node: being deleted, or not ready as the node controller says it.
+
+    That one gives no reason (pkg/controller/util/node, MarkPodsNotReady); a kubelet always does.
+    """
     if phase_of(pod) in pod_status.FINISHED:
         return False
     scheduled, ready = pod_status.condition(pod, "PodScheduled"), pod_status.condition(pod, "Ready")
-    unready = phase_of(pod) == "Running" and ready is not None and ready["status"] != "True"
+    unready = ready is not None and ready["status"] == "False" and not ready.get("reason")
     refused = scheduled is not None and scheduled["status"] == "False"
     return refused or unready or "deletionTimestamp" in pod["metadata"]
 
