@@ -1,4 +1,4 @@
-"""Linked supervisors: small parents of the TensorFlow processes that agree on who trains with whom.
+"""Parents of the working processes, without their libraries. In training they agree on who trains with whom.
 
 policy      what the rendezvous decides: events in, actions out, no I/O
 attempts    the run's count of attempts, with their reasons
@@ -7,5 +7,8 @@ keeper      the rendezvous: the policy, connected to sockets and storage
 member      the supervisor's side: starts, watches and ends one child as it is told
 child       one child process that never outlives its supervisor
 leash       what ties it: a few lines that run in the child before its command
-supervise   a supervisor's whole life, which ends with the run's
+supervise   a training supervisor's whole life, which ends with the run's
+attend      the same for preprocessing and export, where a child has no peers
+logs        what is kept in the run of a process's output, and why it ended
+sigterm     SIGTERM, obeyed from the first line on
 """
