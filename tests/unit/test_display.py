@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,43 @@ def test_what_came_after_the_last_refresh_is_still_shown(run: Storage, capsys: p
         "  DFDC in ./: 1 real, 1 fake",
         "  warning: split test has real videos only (3)",
     ]
+
+
+def test_losses_of_finished_and_of_running_shards_are_told_by_reason(run: Storage) -> None:
+    run.write(layout.PLAN, plan().encode())
+    outcomes = [Outcome.OK, Outcome.NO_FACE, Outcome.NO_FACE]
+    videos = [VideoOutcome(key=str(key), label=0, split="train", outcome=each) for key, each in enumerate(outcomes)]
+    report = ShardReport(settings={}, fingerprint="", code_version="", shard=0, shards=3, files=[], videos=videos)
+    run.write(layout.shard_report(0, 3), report.encode())
+    run.write(layout.progress("preprocess", 0), b'{"done": 3, "outcomes": {"no_face": 2, "ok": 1}}')
+    run.write(layout.progress("preprocess", 1), b'{"done": 4, "outcomes": {"ok": 3, "decode_error": 1}}')
+    with PreprocessDisplay(run, 3) as display:
+        display.note(pods="2 pods run")
+        display.look([0, 1, 2])  # 0 has finished meanwhile, 2 has told nothing yet
+        assert display.bar.n == 7
+        assert display.bar.postfix == "2 pods run, lost: no_face 2, decode_error 1"
+
+
+def test_what_was_done_before_has_no_part_in_the_rate(run: Storage) -> None:
+    run.write(layout.progress("train", 0), b'{"epoch": 3, "epochs": 4, "step": 30, "steps": 40, "loss": 0.5}')
+    with TrainDisplay(run) as display:
+        display.look()
+        assert (display.bar.initial, display.bar.n, display.bar.total) == (30, 30, 40)
+
+
+def test_steps_speed_and_the_moments_of_the_start_are_read_from_the_chiefs_progress(run: Storage) -> None:
+    told = {"epoch": 1, "epochs": 4, "step": 3, "steps": 40, "loss": 0.69314, "rate": 12.34}
+    with TrainDisplay(run) as display:
+        run.write(layout.progress("train", 0), json.dumps({**told, "timeline": {"child": 1.0}}).encode())
+        display.look()
+        assert display.bar.postfix == "epoch 1/4, loss 0.6931, 12.3 sequences/s"
+        run.write(layout.progress("train", 0), json.dumps({**told, "timeline": {"prepared": 9.0}}).encode())
+        display.look()
+        assert display.timeline == {"child": 1.0}, "of the first start, not of a later attempt"
+
+
+def test_a_progress_object_that_is_no_json_is_skipped(run: Storage) -> None:
+    run.write(layout.progress("train", 0), b"{")
+    with TrainDisplay(run) as display:
+        display.look()
+        assert display.bar.n == 0
