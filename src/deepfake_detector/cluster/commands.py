@@ -8,15 +8,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from deepfake_detector.cluster.target import DEFAULT_NAMESPACE, DEFAULT_OVERLAY, Target
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT
 
 if TYPE_CHECKING:
     from deepfake_detector.adapters.cluster import Cluster
-    from deepfake_detector.cluster.deploy import Target
 
 Commands = argparse._SubParsersAction
-DEFAULT_NAMESPACE = "deepfake-detector"
-DEFAULT_OVERLAY = "local"
 DEFAULT_PODS = 4
 
 
@@ -64,8 +62,6 @@ def connect(arguments: argparse.Namespace) -> Cluster:
 
 
 def _target(arguments: argparse.Namespace) -> Target:
-    from deepfake_detector.cluster.deploy import Target
-
     return Target(arguments.overlay, arguments.context, arguments.namespace)
 
 
@@ -74,7 +70,9 @@ def _add_submit(commands: Commands, parents: list[argparse.ArgumentParser]) -> N
     stages = submit.add_subparsers(required=True, metavar="STAGE", title="stages")
     preprocess = stages.add_parser("preprocess", parents=parents, help="videos to records, a Job index for each shard")
     preprocess.add_argument("--videos", metavar="GS", default="", help="labelled videos (as given to the run before)")
-    preprocess.add_argument("--pods", metavar="N", type=_at_least_one, default=DEFAULT_PODS, help="at a time (4)")
+    preprocess.add_argument(
+        "--pods", metavar="N", type=_at_least_one, default=DEFAULT_PODS, help=f"at a time ({DEFAULT_PODS})"
+    )
     train = stages.add_parser("train", parents=parents, help="records to a model, a pod for each worker")
     train.add_argument("--records", metavar="GS", default="", help="finished records of another run (its own)")
     train.add_argument("--workers", metavar="N", type=_at_least_one, default=None, help="pods (as before; recipe's)")
@@ -110,7 +108,7 @@ def _submit(arguments: argparse.Namespace) -> int:
         records=vars(arguments).get("records", ""),
         recipe=arguments.recipe,
         assignments=assignments,
-        pods=vars(arguments).get("pods", DEFAULT_PODS),
+        pods=vars(arguments).get("pods", 1),
         resources=Resources(
             requests=parse_resources(arguments.requests, "--requests"),
             limits=parse_resources(arguments.limits, "--limits"),

@@ -2,42 +2,22 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from deepfake_detector.adapters import kubectl
 from deepfake_detector.adapters.cluster import Cluster
-from deepfake_detector.core.errors import EXIT_OK, ClusterAwayError, ConfigError
+from deepfake_detector.cluster.target import Target, overlay_folder
+from deepfake_detector.core.errors import EXIT_OK, ClusterAwayError
 from deepfake_detector.core.jobspec import COMPONENT_LABEL, in_namespace, stage_job
 from deepfake_detector.core.pods import condition, waiting
 
-OVERLAYS = Path(__file__).parents[3] / "k8s" / "overlays"  # beside src: the product runs from a checkout
-DEFAULT_NAMESPACE = "deepfake-detector"
+# Strings in which some reader sees a number or a truth value; a run's hash may be 12345e67.
+_READ_OTHERWISE = re.compile(r"[-+.]?\d|[yYnN]$")
 READY_SECONDS = 180.0  # an image may have to be pulled
-
-
-@dataclass(frozen=True)
-class Target:
-    """Where to: an overlay of k8s/overlays, a context of the kubeconfig (None: its current one), a namespace."""
-
-    overlay: str
-    context: str | None = None
-    namespace: str = DEFAULT_NAMESPACE
-
-
-def overlay_folder(overlay: str) -> Path:
-    """Raises ConfigError naming the overlays that there are."""
-    there = sorted(folder.name for folder in OVERLAYS.iterdir() if folder.is_dir()) if OVERLAYS.is_dir() else []
-    if overlay not in there:
-        raise ConfigError(
-            f"--overlay {overlay}: expected one of {', '.join(there) or 'none'} ({OVERLAYS}: the product runs from a "
-            "checkout)"
-        )
-    return OVERLAYS / overlay
 
 
 def stage_template(overlay: str, stage: str) -> dict[str, Any]:
@@ -90,13 +70,18 @@ def await_ready(cluster: Cluster, deployments: Sequence[str], budget_seconds: fl
 
 
 def to_yaml(objects: Sequence[Mapping[str, Any]]) -> str:
-    """One document each, as kubectl reads it."""
+    """One document each, as kubectl reads it back: PyYAML writes YAML 1.1, where the string 1e3 is no number."""
     import yaml
 
     class Plain(yaml.SafeDumper):
         def ignore_aliases(self, _data: Any) -> bool:
             return True  # anchors help no reader here
 
+        def quote_doubtful(self, text: str) -> yaml.Node:
+            style = "'" if _READ_OTHERWISE.match(text) else None
+            return self.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+    Plain.add_representer(str, Plain.quote_doubtful)
     return str(yaml.dump_all([dict(thing) for thing in objects], Dumper=Plain, sort_keys=False, width=120))
 
 

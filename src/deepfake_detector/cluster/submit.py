@@ -16,9 +16,10 @@ from typing import Any, Literal
 from deepfake_detector.adapters import kubectl
 from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.adapters.storage import Storage, open_storage
-from deepfake_detector.cluster.deploy import Target, overlay_folder, to_yaml
+from deepfake_detector.cluster.deploy import to_yaml
 from deepfake_detector.cluster.emulator import storage_access
 from deepfake_detector.cluster.results import describe, is_done, require_good
+from deepfake_detector.cluster.target import Target, overlay_folder
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, Stage, fingerprint, stage_settings
 from deepfake_detector.core.errors import EXIT_OK, ClusterAwayError, ClusterError, ConfigError, DataError
@@ -40,7 +41,6 @@ from deepfake_detector.stages.prepare import Cpus, prepare_run
 from deepfake_detector.stages.runs import has_config, load_config, records_storage
 
 JobStage = Literal["preprocess", "train", "export"]
-DEFAULT_PODS = 4
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Submission:
     records: str = ""
     recipe: str | None = None
     assignments: Sequence[str] = ()
-    pods: int = DEFAULT_PODS
+    pods: int = 1
     resources: Resources = field(default_factory=Resources)
     dry_run: bool = False
     detach: bool = False
