@@ -17,7 +17,7 @@ import pytest
 
 from deepfake_detector.cluster import emulator
 from deepfake_detector.cluster.emulator import PortForward, storage_access
-from deepfake_detector.core.errors import ClusterError
+from deepfake_detector.core.errors import ClusterError, ConfigError
 
 FAKE = Path(__file__).with_name("fake_kubectl.py")
 DEADLINE = 30.0
@@ -142,6 +142,15 @@ def test_own_emulator_and_real_buckets_are_left_alone(kubectl: Path, monkeypatch
     monkeypatch.setenv(emulator.VARIABLE, "http://localhost:9")
     with storage_access(CLUSTER, "local"):
         assert os.environ[emulator.VARIABLE] == "http://localhost:9"
+    assert starts(kubectl) == []
+
+
+def test_an_unknown_overlay_is_no_way_to_a_real_bucket(kubectl: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match="--overlay locl: expected one of gke, local"),
+        storage_access(CLUSTER, "locl"),
+    ):
+        pass
     assert starts(kubectl) == []
 
 

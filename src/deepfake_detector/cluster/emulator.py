@@ -21,12 +21,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from deepfake_detector.cluster.target import overlay_folder
 from deepfake_detector.core.errors import ClusterError
 from deepfake_detector.supervisor.child import leashed
 
 if TYPE_CHECKING:
     from deepfake_detector.adapters.cluster import Cluster
 
+OVERLAY = "local"  # the one that brings an object store
 VARIABLE = "STORAGE_EMULATOR_HOST"
 SERVICE = "object-store"
 PORT = 4443
@@ -47,12 +49,14 @@ def storage_access(
 ) -> Iterator[None]:
     """gs:// URIs lead to the cluster's bucket while the block runs, from this process and what it starts.
 
-    Overlay "local" keeps a `kubectl port-forward` to the Service `service` alive, on one local port throughout, and
-    names it in STORAGE_EMULATOR_HOST. Nothing happens for other overlays, which use a real bucket, and where the
-    user has set STORAGE_EMULATOR_HOST, whose emulator is used. Raises ClusterError when nothing answers after
-    `ready_seconds`, or at once where it can't: no such Service, no permission, no kubectl.
+    The overlay "local" keeps a `kubectl port-forward` to the Service `service` alive, on one local port throughout,
+    and names it in STORAGE_EMULATOR_HOST. Nothing happens for other overlays, which use a real bucket, and where the
+    user has set STORAGE_EMULATOR_HOST, whose emulator is used. Raises ConfigError for an unknown overlay, and
+    ClusterError when nothing answers after `ready_seconds`, or at once where it can't: no such Service, no
+    permission, no kubectl.
     """
-    if overlay != "local" or os.environ.get(VARIABLE):
+    overlay_folder(overlay)
+    if overlay != OVERLAY or os.environ.get(VARIABLE):
         yield
         return
     with PortForward(_kubectl(cluster), f"service/{service}", PORT) as forward:
