@@ -146,3 +146,11 @@ def test_a_progress_object_that_is_no_json_is_skipped(run: Storage) -> None:
     with TrainDisplay(run) as display:
         display.look()
         assert display.bar.n == 0
+
+
+def test_a_bar_that_is_finished_is_full(run: Storage) -> None:
+    run.write(layout.progress("train", 0), b'{"epoch": 3, "epochs": 4, "step": 30, "steps": 40, "loss": 0.5}')
+    with TrainDisplay(run) as display:
+        display.look()
+        display.finish()
+        assert display.bar.n == 40

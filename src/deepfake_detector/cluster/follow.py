@@ -117,8 +117,9 @@ class _Follower:
         self._display.note(pods=count_in_words(changes.pods))
         told_at_the_end = (Kind.JOB, Kind.DEADLINE) if job_end(changes.job, changes.pods) else ()
         found = [finding for finding in found if finding.kind not in told_at_the_end]
-        for line in [*self._notices.states(changes.pods), *self._notices.findings(found)]:
+        for line in [*self._notices.states(changes.job, changes.pods), *self._notices.findings(found)]:
             self._display.say(f"  {line}")
+        self._display.bar.refresh()  # its clock
 
     def _surroundings(self) -> Surroundings:
         """Nodes and all pods, while some pod looks for a node or may have lost its own."""
@@ -146,6 +147,7 @@ class _Follower:
         if end.complete:
             self._display.look(())
             if is_done(run, self._stage):
+                self._display.finish()
                 return EXIT_OK
             where = f"{run.uri}/{MARKERS[self._stage]}"
             print(

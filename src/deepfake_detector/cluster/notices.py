@@ -8,7 +8,7 @@ from deepfake_detector.core.diagnosis import Finding, Kind
 from deepfake_detector.core.pods import FINISHED, Manifest, phase_of, state_of, subject_of
 
 Key = tuple[Kind, str | int]
-ONE_BY_ONE = 8  # so many pods at most are told of by name when nothing is wrong with them
+ONE_BY_ONE = 8  # indexes; the pods of a Job with more are told of by name only when something is wrong with them
 
 
 class Notices:
@@ -31,12 +31,12 @@ class Notices:
     def _is_new(self, key: Key, finding: Finding) -> bool:
         return self._said.get(key, -1) < finding.times
 
-    def states(self, pods: Sequence[Manifest]) -> list[str]:
-        """ "worker 1: runs on node-1", where that has changed; of a Job with few pods only.
+    def states(self, job: Manifest, pods: Sequence[Manifest]) -> list[str]:
+        """ "worker 1: runs on node-1", where that has changed; of a Job with few indexes only.
 
         A failure and a wait for a node are left to the findings, which say why.
         """
-        if len(pods) > ONE_BY_ONE:
+        if job["spec"].get("completions", 1) > ONE_BY_ONE:
             return []
         lines = []
         for pod in pods:

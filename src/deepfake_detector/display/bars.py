@@ -70,6 +70,11 @@ class Display:
             return {}
         return values if isinstance(values, dict) else {}
 
+    def finish(self) -> None:
+        """All is done, whatever was told last: progress is told every few seconds only."""
+        if self.bar.total:
+            self.set(int(self.bar.total), int(self.bar.total))
+
     def set(self, done: int, total: int | None) -> None:
         if not self.bar.n:
             self.bar.initial = done  # what was done before has no part in the rate
