@@ -180,6 +180,12 @@ def test_a_server_that_stays_busy_is_worth_another_try(server, cluster, short_pa
     assert caught.value.exit_status == EXIT_RETRY
 
 
+def test_an_answer_that_is_not_kubernetes(server, cluster, short_pauses):
+    server.refusals.extend([(200, ["Welcome", "to our network"])] * 3)
+    with pytest.raises(ClusterAwayError, match=r"Welcome.*: expected a JSON object of Kubernetes"):
+        cluster.version()
+
+
 def test_a_server_out_of_reach(server, cluster, short_pauses):
     server.close()
     with pytest.raises(ClusterAwayError, match=r"context test: http://127\.0\.0\.1:\d+ does not answer \(.*refused"):

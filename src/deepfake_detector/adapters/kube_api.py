@@ -63,13 +63,22 @@ class KubeApi:
         """
         for pause in (*RETRY_SECONDS, None) if again else (None,):
             try:
-                answer: dict[str, Any] = json.loads(self._send(method, path, query, body, READ_SECONDS, whole=True))
-                return answer
+                return self._object(self._send(method, path, query, body, READ_SECONDS, whole=True))
             except ClusterAwayError:
                 if pause is None:
                     raise
                 time.sleep(pause)
         raise AssertionError("the last try returns or raises")
+
+    def _object(self, content: bytes) -> dict[str, Any]:
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):  # the page of a proxy or of a network's login
+            said = content[:100].decode("utf-8", "replace")
+            raise ClusterAwayError(f"{self._client.configuration.host}: {said!r}: expected a JSON object of Kubernetes")
+        return answer
 
     def lines(self, path: str, query: Query, stop: threading.Event, silence_seconds: float | None) -> Iterator[bytes]:
         """Whole lines of a streamed answer as they come, until it ends or `stop` is set, at once in both cases.
