@@ -11,6 +11,7 @@ from deepfake_detector.core.markers import EpochMetrics, RecordsSummary, ShardRe
 from deepfake_detector.core.outcomes import Outcome, VideoOutcome
 from deepfake_detector.display import PreprocessDisplay, TrainDisplay, describe_records
 from deepfake_detector.supervisor.attempts import AttemptWorker, History
+from deepfake_detector.supervisor.policy import COMPLETE
 from tests.unit.test_status import plan
 
 WORKERS = [AttemptWorker(index=0, rank=0, address="127.0.0.1:2223")]
@@ -54,6 +55,21 @@ def test_each_epoch_and_each_lost_attempt_is_told_once(run: Storage, capsys: pyt
         "  epoch   1: loss 0.5000, accuracy 0.750, validation AUC -, 1.5 s",
         "  epoch   2: loss 0.5000, accuracy 0.750, validation AUC 0.9000, 1.5 s",
         "  attempt 1 ended: worker 0: killed by signal 9 (SIGKILL)",
+    ]
+
+
+def test_a_look_that_comes_late_tells_in_order(run: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainDisplay(run) as display:
+        history = History(run)
+        for attempt, reason in enumerate(("worker 1: killed by signal 9 (SIGKILL)", COMPLETE), 1):
+            history.open(attempt, "train", WORKERS)
+            history.close(reason)
+        write_epochs(run, 1)
+        display.last_words()
+    assert [line.strip()[:12] for line in capsys.readouterr().out.splitlines()] == [
+        "attempt 1 en",
+        "epoch   1: l",
+        "training is ",
     ]
 
 

@@ -168,14 +168,19 @@ class TrainDisplay(Display):
 
     def last_words(self) -> None:
         """All that has not been said yet."""
-        for attempt in self._attempts(self._told):
-            self._tell(attempt)
+        attempts = self._attempts(self._told)  # before the epochs, so that none of a complete training is missed
+        for attempt in attempts:
+            if attempt.reason != COMPLETE:
+                self._tell(attempt)
         epochs = read_epochs(self.run)
         self._epoch = min(self._epoch, epochs[-1].epoch if epochs else 0)  # a resume cuts later epochs back
         for epoch in epochs:
             if epoch.epoch > self._epoch:
                 self._epoch = epoch.epoch
                 self.say(describe_epoch(epoch))
+        for attempt in attempts:
+            if attempt.reason == COMPLETE:
+                self._tell(attempt)
 
     def _tell(self, attempt: Attempt) -> None:
         if attempt.reason is None:
