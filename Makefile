@@ -24,7 +24,12 @@ help: ## This list
 
 .PHONY: test
 test: $(STAMP) ## All tests that need no cluster (REAL_CLIPS=folder adds those on real clips)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not e2e' $(TESTS)
+
+.PHONY: e2e
+e2e: $(STAMP) ## The tests on the cluster of KUBECONFIG, about 12 minutes (IMAGE=name:tag as its nodes know it)
+	$(call need,KUBECONFIG IMAGE)
+	IMAGE='$(IMAGE)' $(BIN)/python -m pytest --capture=no --verbose $(or $(TESTS),tests/e2e)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy, and the direction of dependencies

@@ -1,0 +1,220 @@
+"""What may happen to a run in a cluster: pods deleted in mid-work, memory, bad settings, no bucket, no room."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from google.cloud import storage
+
+from tests.e2e.conftest import RECORDS, SETTINGS, VIDEOS, Undisturbed
+from tests.e2e.namespace import BUCKET, Client, Namespace, download, eventually, index_of, kubectl, names, read
+
+NAME = "runs/disturbed"
+RUN = f"gs://{BUCKET}/{NAME}"
+SECONDS = 300.0  # for what takes a fraction of it on a machine that does nothing else
+OPTIONS = ("--recipe", "demo", "--set", *SETTINGS)
+
+
+def submit_training(namespace: Namespace, *options: str) -> Client:
+    return namespace.submit("train", RUN, "--records", RECORDS, *OPTIONS, *options)
+
+
+def test_a_preprocessing_pod_deleted_in_mid_shard(
+    namespace: Namespace, undisturbed: Undisturbed, videos: Path, tmp_path: Path
+) -> None:
+    namespace.run("upload", "--videos", str(videos), "--to", VIDEOS)
+    # A fraction of a CPU, so that there is a middle to be met.
+    slow = ("--requests", "cpu=100m", "--limits", "cpu=300m")
+    client = namespace.submit("preprocess", RUN, "--videos", VIDEOS, "--pods", "3", *OPTIONS, *slow)
+    with namespace.bucket() as bucket:
+        eventually(
+            "shard 1 is in work", SECONDS, lambda: _is_between(bucket, f"{NAME}/logs/preprocess/1/progress.json")
+        )
+        deleted = namespace.delete_running_pod("preprocess", 1)
+        assert f"{NAME}/records/00001-of-00003.json" not in names(bucket, f"{NAME}/records/")
+        said = client.end(SECONDS)
+        download(bucket, f"{NAME}/", tmp_path / "run")
+    assert said.status == 0
+    assert "shard 1: was deleted, or asked to end (SIGTERM): its Job starts another pod" in said.text
+    assert deleted not in [pod["metadata"]["name"] for pod in namespace.pods("preprocess")]
+    assert namespace.job("preprocess")["status"]["succeeded"] == 3
+    _require_each_video_once(tmp_path / "run")
+    assert _contents(tmp_path / "run" / "records") == _contents(undisturbed.folder / "records")
+
+
+def _is_between(bucket: storage.Bucket, progress: str) -> bool:
+    """Whether some of a shard's videos are done, but not all."""
+    if progress not in names(bucket, progress):
+        return False
+    told = json.loads(read(bucket, progress))
+    assert told["done"] < told["total"], "the shard was faster than this test"
+    return bool(told["done"])
+
+
+def _require_each_video_once(run: Path) -> None:
+    reports = [json.loads(file.read_bytes()) for file in sorted((run / "records").glob("*-of-*.json"))]
+    assert len(reports) == 3
+    times = Counter(video["key"] for report in reports for video in report["videos"])
+    summary = json.loads((run / "records/summary.json").read_bytes())
+    counted = sum(sum(by_label.values()) for by_label in summary["outcomes"].values())
+    planned = json.loads((run / "plan/summary.json").read_bytes())
+    assert set(times.values()) == {1}
+    assert len(times) + len(planned["lost"]) == counted == summary["videos"]
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("index", [pytest.param(1, id="worker 1"), pytest.param(0, id="chief")])
+def test_a_training_pod_deleted_in_mid_epoch(with_records: Namespace, undisturbed: Undisturbed, index: int) -> None:
+    namespace = with_records
+    client = submit_training(namespace, "--workers", "2")
+    with namespace.bucket() as bucket:
+        # 8 steps an epoch: step 10 is in the second, and three more follow.
+        marker = f"{NAME}/checkpoints/00000010.json"
+        eventually("a checkpoint in mid-epoch", SECONDS, lambda: marker in names(bucket, marker))
+        namespace.delete_running_pod("train", index)
+        assert f"{NAME}/checkpoints/trained.json" not in names(bucket, f"{NAME}/checkpoints/")
+        said = client.end(SECONDS)
+        assert said.status == 0
+        result = {name: json.loads(read(bucket, f"{NAME}/{name}")) for name in RESULTS}
+        attempts = names(bucket, f"{NAME}/logs/attempts/")
+    assert len(attempts) == 3, "one that was cut off, one to the end, one that exported"
+    assert f"worker {index}: was deleted, or asked to end (SIGTERM): its Job starts another pod" in said.text
+    survivors = [pod for pod in namespace.pods("train") if index_of(pod) != index]
+    assert len(survivors) == 1, "only the pod that was deleted is replaced"
+    before = {name: json.loads((undisturbed.folder / name).read_bytes()) for name in RESULTS}
+    for name, fields in RESULTS.items():
+        assert {field: result[name][field] for field in fields} == {field: before[name][field] for field in fields}
+
+
+# What must not depend on what happened on the way.
+RESULTS: dict[str, tuple[str, ...]] = {
+    "checkpoints/trained.json": ("step", "epochs", "best_step", "best_loss", "stopped", "weights_sha256"),
+    "model/detector.json": ("step", "slope", "offset", "prior", "validation_prior", "threshold", "threshold_from"),
+    "report/metrics.json": ("test",),
+}
+
+
+def test_a_pod_out_of_memory(with_records: Namespace) -> None:
+    namespace = with_records
+    memory = ("--requests", "memory=128Mi", "--limits", "memory=300Mi")  # TensorFlow alone takes more
+    # One life only, so that the end comes soon.
+    said = submit_training(namespace, "--workers", "2", "operations.attempts=1", *memory).end(SECONDS)
+    killed = r"OOMKilled: limit 300 MiB, peak (29\d|300) MiB"
+    assert said.status == 78
+    assert re.search(killed, said.line(r"^error: job train-\S+ has failed"))
+    assert "raise the memory limit (LIMITS=memory=...)" in said.text
+    told = namespace.run("status", "--run", RUN, "--overlay", "local", "--cluster")
+    assert re.search(killed, told.line(r"^ +! workers? [01]"))
+    assert namespace.job("train")["status"]["failed"] <= 2, "no retries"
+
+
+@pytest.fixture
+def held_back(namespace: Namespace, videos: Path) -> Client:
+    """A preprocessing Job that is created, and followed, but may not have pods yet: `let_go`."""
+    namespace.run("upload", "--videos", str(videos), "--to", VIDEOS)
+    namespace.kubectl("create", "quota", "no-more", "--hard=pods=1")  # the object store's
+    eventually(
+        "the quota counts", SECONDS, lambda: namespace.objects("resourcequotas")[0].get("status", {}).get("used")
+    )
+    client = namespace.submit("preprocess", RUN, "--videos", VIDEOS, *OPTIONS)
+    client.says(r"exceeded quota: no-more", SECONDS)
+    return client
+
+
+def let_go(namespace: Namespace) -> None:
+    namespace.kubectl("delete", "quota", "no-more")
+
+
+def test_a_bad_value_smuggled_into_the_settings(namespace: Namespace, held_back: Client) -> None:
+    with namespace.bucket() as bucket:
+        settings: dict[str, Any] = json.loads(read(bucket, f"{NAME}/config.json"))
+        settings["config"]["faces"]["size"] = "large"
+        bucket.blob(f"{NAME}/config.json").upload_from_string(json.dumps(settings))
+    let_go(namespace)
+    _require_failed_for_good(namespace, held_back, r"faces\.size=large: expected a valid integer.*config\.json")
+
+
+def test_a_bucket_that_does_not_exist(namespace: Namespace, held_back: Client) -> None:
+    with namespace.bucket() as bucket:
+        bucket.delete_blobs(list(bucket.list_blobs()))
+        bucket.delete()
+    let_go(namespace)
+    _require_failed_for_good(namespace, held_back, r"gs://videos/\S+: .*bucket")
+
+
+def _require_failed_for_good(namespace: Namespace, client: Client, expected: str) -> None:
+    """By status 78, without retries, and with the one line on the terminal."""
+    said = client.end(SECONDS)
+    assert said.status == 78
+    assert re.search(expected, said.line(r"^error: job preprocess-\S+ has failed"))
+    job = namespace.job("preprocess")
+    [failed] = [each for each in job["status"]["conditions"] if each["type"] == "Failed"]
+    assert failed["reason"] == "PodFailurePolicy"
+    ends = Counter(
+        (index_of(pod), pod["status"]["containerStatuses"][0]["state"]["terminated"]["exitCode"])
+        for pod in namespace.pods("preprocess")
+    )
+    assert 78 in {status for _, status in ends}
+    assert set(ends.values()) == {1}, "no index was tried twice"
+
+
+def test_three_workers_with_room_for_two(with_records: Namespace) -> None:
+    namespace = with_records
+    asked = f"cpu={_request_for_two()}m"
+    client = submit_training(
+        namespace, "--workers", "3", "train.global_batch=6", "--requests", asked, "--limits", asked
+    )
+    pending = client.says(r"worker \d: pending for lack of cpu \(asked [\d.]+, free [\d.]+", SECONDS)
+    index = int(re.findall(r"worker (\d)", pending)[0])
+    # The budget is 60 s from the rendezvous' first line: nobody waits longer, and each says for whom.
+    ended = eventually("the others give up", SECONDS, lambda: [pod for pod in namespace.pods("train") if _ended(pod)])
+    for pod in ended:
+        state = _ended(pod)
+        assert state["exitCode"] == 75
+        assert re.search(rf"worker {index} .*not there after 60 s|supervisor 0 .*no answer", state["message"])
+    client.says(rf"worker {index} .*never came: worker \d waited 60 s for it", SECONDS)
+    namespace.run("stop", "--run", RUN, "--overlay", "local")
+    said = client.end(SECONDS)
+    assert said.status == 75
+    assert "was deleted; the same command begins it again" in said.text
+
+
+def _ended(pod: dict[str, Any]) -> dict[str, Any]:
+    statuses = pod["status"].get("containerStatuses") or [{}]
+    return dict(statuses[0].get("state", {}).get("terminated") or {})
+
+
+def _request_for_two() -> int:
+    """Millicores of which the cluster has two free pieces now, but not three."""
+    pods = json.loads(kubectl("get", "pods", "--all-namespaces", "-o", "json"))["items"]
+    pieces: list[float] = []
+    for node in json.loads(kubectl("get", "nodes", "-o", "json"))["items"]:
+        here = [
+            pod
+            for pod in pods
+            if pod["spec"].get("nodeName") == node["metadata"]["name"]
+            and pod["status"]["phase"] not in ("Succeeded", "Failed")
+        ]
+        asked = sum(
+            _millicores(container.get("resources", {}).get("requests", {}).get("cpu", "0"))
+            for pod in here
+            for container in pod["spec"]["containers"]
+        )
+        free = _millicores(node["status"]["allocatable"]["cpu"]) - asked
+        pieces += [free / count for count in (1, 2, 3)]
+    two, three = sorted(pieces, reverse=True)[1:3]
+    if two - three < 50:
+        pytest.skip("needs nodes of different sizes, or one alone: no request fits twice but not three times")
+    return int((two + three) / 2)
+
+
+def _millicores(quantity: str) -> float:
+    return float(quantity[:-1]) if quantity.endswith("m") else 1000 * float(quantity)
