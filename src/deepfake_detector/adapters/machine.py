@@ -137,7 +137,8 @@ def cpu_model(root: Path = ROOT) -> str:
 def code_version(package: Path = Path(__file__).parent.parent) -> str:
     """ "0.1.0+g1a2b3c4d5e": the distribution's version, and the last commit that changed the package's folder.
 
-    The version alone where the folder is not under git or git is not there (an image, a wheel).
+    The version alone where the folder is not under git or git is not there: in an image it names the commit by itself
+    (docker/Dockerfile).
     """
     version = importlib.metadata.version("deepfake-detector")
     command = ["git", "-C", str(package), "log", "-1", "--abbrev=10", "--format=%h", "--", "."]
