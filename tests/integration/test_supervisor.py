@@ -273,6 +273,38 @@ def test_a_keeper_is_found_under_the_address_that_its_name_has_now(
     assert stage.end(0)[0] == 0
 
 
+def test_a_keeper_is_found_where_it_says_it_is_while_its_name_is_unknown(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster's DNS may answer for 30 s that a pod's name does not exist, and an older address may be anybody's."""
+    resolve = socket.getaddrinfo
+
+    def ignorant_dns(host: str, *options: int) -> object:
+        if host == "a-0.training":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve(host, *options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", ignorant_dns)
+    stage.run.write(layout.RENDEZVOUS, b'{"host": "127.0.0.1", "port": 1}')  # of a pod that is gone
+    port = int(stage.peers.split(",")[0].rpartition(":")[2])
+    peers = (Peer("a-0.training", port), Peer("a-1.training", 1))
+    place = Place(1, peers, "127.0.0.1", 20_008, stage.folder, stage.environment(1))
+    supervisor = member.Member(place, stage.run, (*FAKE, "train"), patience=PATIENCE)
+
+    def direct() -> None:
+        for child in reversed(stage.cast()):
+            child.order(0, marker=True)
+        stage.cast(1)[0].order(0, marker=True)
+
+    async def take_part() -> None:
+        error, _ = await asyncio.gather(supervisor.run(), asyncio.to_thread(direct))
+        assert error is None
+
+    stage.start(0)
+    asyncio.run(take_part())
+    assert stage.end(0)[0] == 0
+
+
 def test_keeper_that_accepts_but_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a stopped process does: the kernel completes the connection for it."""
     monkeypatch.setattr(member, "CONNECT_SECONDS", 0.1)

@@ -43,7 +43,7 @@ _THREADS = 8  # most of the time is spent on the way to the server
 
 @dataclass(frozen=True)
 class Check:
-    """One line. blocks: nothing can be submitted while it is not ok; room for pods may come later."""
+    """One line. blocks: nothing can be submitted while it is not ok; room for pods and a loaded image may come later."""
 
     name: str
     ok: bool
@@ -217,7 +217,10 @@ def _placement(cluster: Cluster, overlay: str, image: str, pods: int, spec: Mapp
 def image_check(image: str, nodes: Sequence[Mapping[str, Any]] | None, overlay: str) -> Check:
     """Whether nodes hold the image, or could pull it; which of them may pull from where is not known here."""
     full = full_name(image)
-    loaded = "make cluster builds and loads it; or name what the nodes can pull: IMAGE=registry/name:tag"
+    loaded = (
+        "nodes tell of an image that was just loaded up to a minute late; make cluster builds and loads it; "
+        "or name what the nodes can pull: IMAGE=registry/name:tag"
+    )
     pullable = full.partition("/")[0] != "docker.io" or image.startswith("docker.io/")
     if nodes is None:
         return Check("image", True, f"{image}: unknown, you may not list nodes")
@@ -230,7 +233,7 @@ def image_check(image: str, nodes: Sequence[Mapping[str, Any]] | None, overlay: 
         return Check("image", True, f"{image}: on no node yet; whether they may pull it can't be told from here")
     if overlay == "local" and any(len(node.get("status", {}).get("images") or ()) >= LISTED_IMAGES for node in nodes):
         return Check("image", True, f"{image}: unknown, a node lists only {LISTED_IMAGES} of its images")
-    return Check("image", False, f"{image}: on none of {len(nodes)} nodes, and names no registry", loaded)
+    return Check("image", False, f"{image}: on none of {len(nodes)} nodes, and names no registry", loaded, blocks=False)
 
 
 def full_name(image: str) -> str:

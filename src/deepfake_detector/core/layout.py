@@ -13,6 +13,7 @@ RECORDS_SUMMARY = "records/summary.json"  # preprocessing's marker
 CHECKPOINTS = "checkpoints/"
 TRAINED = "checkpoints/trained.json"  # training's marker
 ATTEMPTS = "logs/attempts/"
+RENDEZVOUS = "logs/train/rendezvous.json"  # where the supervisors of a training find each other
 METRICS = "logs/metrics.jsonl"
 TENSORBOARD = "logs/tensorboard/"
 CHARTS = "report/charts.png"  # accuracy, loss and time per epoch

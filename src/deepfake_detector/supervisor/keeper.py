@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import WaitError
+from deepfake_detector.core.errors import NotFoundError, WaitError
 from deepfake_detector.supervisor import wire
 from deepfake_detector.supervisor.attempts import AttemptWorker, History
 from deepfake_detector.supervisor.policy import (
@@ -44,6 +45,22 @@ class Peer:
         return f"{self.host}:{self.port}"
 
 
+def write_address(run: Storage, keeper: Peer) -> None:
+    """Tell where the rendezvous is kept, for those who can't resolve its name yet."""
+    run.write(layout.RENDEZVOUS, (json.dumps({"host": keeper.host, "port": keeper.port}) + "\n").encode())
+
+
+def read_address(run: Storage) -> Peer | None:
+    """Where the rendezvous was last said to be kept: maybe by a pod that is gone. A hint: damage is no address."""
+    try:
+        match json.loads(run.read(layout.RENDEZVOUS)):
+            case {"host": str(host), "port": int(port)}:
+                return Peer(host, port)
+    except (NotFoundError, ValueError):
+        pass
+    return None
+
+
 class Keeper:
     """Keeps the rendezvous of a run for as long as training lasts. patience: seconds to wait for a worker."""
 
@@ -69,6 +86,7 @@ class Keeper:
         except OSError as error:
             raise WaitError(f"{host}:{port}: {error.strerror}, expected to keep the rendezvous there") from None
         try:
+            await asyncio.to_thread(write_address, self._run, Peer(host, port))
             while not self._policy.finished:
                 await self._perform(self._policy.handle(await self._next_event()))
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from deepfake_detector.core.timeline import Timeline
 from deepfake_detector.core.topology import Cluster
 from deepfake_detector.supervisor import sigterm, wire
 from deepfake_detector.supervisor.child import Child, follow
-from deepfake_detector.supervisor.keeper import Peer
+from deepfake_detector.supervisor.keeper import Peer, read_address
 from deepfake_detector.supervisor.logs import store_log
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Member:
         self._timeline.mark("supervisor")
         self._uploads: set[asyncio.Task[None]] = set()
         self._heard = 0.0  # when the rendezvous last answered, by the loop's clock
-        self._refusal = ""  # why the last connection failed
+        self._refusals: dict[Peer, str] = {}  # why the last connection to each failed
 
     async def run(self) -> str | None:
         """Obey the rendezvous to the end: None, training is complete; a text, why no retry can help.
@@ -64,14 +65,13 @@ class Member:
         Raises WaitError when no rendezvous answered for `patience` seconds, and StorageError.
         """
         clock = asyncio.get_running_loop().time
-        place = self._place
-        keeper = place.peers[0]
-        if place.index == 0:  # its own name may not resolve yet
-            keeper = Peer(place.host, keeper.port)
         self._heard = clock()
         pause = BACK_OFF_SECONDS[0]
-        while not await asyncio.to_thread(self._run.exists, layout.TRAINED):
+        for number in itertools.count():
+            if await asyncio.to_thread(self._run.exists, layout.TRAINED):
+                break
             before = self._heard
+            keeper = await self._keeper(number)
             finish = await self._obey(keeper)
             if finish is not None:
                 await self._flush()
@@ -79,14 +79,27 @@ class Member:
             if self._heard > before:
                 log.warning("supervisor 0 (%s): connection lost", keeper)
             if clock() - self._heard > self._patience:
+                named = await self._keeper(0)
                 raise WaitError(
-                    f"supervisor 0 ({keeper}): no answer for {self._patience:g} s ({self._refusal}), expected it to "
-                    "keep the rendezvous (operations.rendezvous_seconds)"
+                    f"supervisor 0 ({named}): no answer for {self._patience:g} s ({self._refusals[named]}), expected "
+                    "it to keep the rendezvous (operations.rendezvous_seconds)"
                 )
             pause = BACK_OFF_SECONDS[0] if self._heard > before else min(2 * pause, BACK_OFF_SECONDS[1])
             await asyncio.sleep(pause)
         await self._flush()
         return None
+
+    async def _keeper(self, number: int) -> Peer:
+        """Where to look for the rendezvous at a try: by supervisor 0's name, and in turn where it says it is.
+
+        A cluster's DNS answers for up to 30 s that a new name does not exist, or with the address of a pod that is
+        gone (coredns#2434).
+        """
+        named = self._place.peers[0]
+        if self._place.index == 0:
+            return Peer(self._place.host, named.port)
+        said = await asyncio.to_thread(read_address, self._run) if number % 2 else None
+        return said or named
 
     async def _obey(self, keeper: Peer) -> wire.Message | None:
         """One connection: its final message, or None when it broke. No child is left afterwards.
@@ -99,11 +112,11 @@ class Member:
                 reader, writer = await self._register(keeper)
         except OSError as error:  # TimeoutError is one
             reason = error.strerror or str(error) or f"silent for {CONNECT_SECONDS:g} s"
-            if reason != self._refusal:
+            if reason != self._refusals.get(keeper):
                 log.info("waiting for supervisor 0 (%s): %s", keeper, reason)
-            self._refusal = reason
+            self._refusals[keeper] = reason
             return None
-        self._refusal = "the connection was lost"
+        self._refusals[keeper] = "the connection was lost"
         try:
             while message := await wire.receive(reader):
                 match message:
