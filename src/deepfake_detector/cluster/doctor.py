@@ -43,7 +43,7 @@ _THREADS = 8  # most of the time is spent on the way to the server
 
 @dataclass(frozen=True)
 class Check:
-    """One line. blocks: nothing can be submitted while it is not ok; room for pods and a loaded image may come later."""
+    """One line. blocks: nothing can be submitted while it is not ok; room and images may come later."""
 
     name: str
     ok: bool
