@@ -48,8 +48,10 @@ def follow(cluster: Cluster, run: Storage, stage: Stage, job_name: str, config: 
     try:
         with Changes(cluster, job_name) as changes, _display(run, stage, config) as display:
             follower = _Follower(cluster, run, stage, changes, display)
-            with _Looker(display, follower.at_work):
+            with _Looker(display, follower.at_work) as looker:
                 status = follower.run_to_the_end()
+            if looker.error and status != EXIT_PERMANENT:  # which has been told with its own reason
+                raise looker.error
             if isinstance(display, TrainDisplay):
                 _tell_start(display, changes)
             log.info("display: %d API requests in %.0f s", cluster.requests - requests, time.monotonic() - begun)
@@ -182,18 +184,16 @@ class _Looker:
         self._display = display
         self._at_work = at_work
         self._stop = threading.Event()
-        self._error: Exception | None = None
+        self.error: Exception | None = None  # that ended the looking
         self._thread = threading.Thread(target=self._look, daemon=True)
 
     def __enter__(self) -> _Looker:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(JOIN_SECONDS)  # a daemon: storage that is away is tried for minutes
-        if self._error and kind is None:
-            raise self._error
 
     def _look(self) -> None:
         away = False
@@ -206,7 +206,7 @@ class _Looker:
                 away = True
             except Exception as error:  # raised by the thread that waits, at the end
                 self._display.say(f"  {error}: no progress is shown any more")
-                self._error = error
+                self.error = error
                 return
             else:
                 if away:
