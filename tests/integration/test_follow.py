@@ -236,6 +236,17 @@ def test_ctrl_c_leaves_the_work_alone(scene, server, cluster, run, capsys):
     assert not [request for request in server.requests if request.startswith("DELETE")]
 
 
+def test_pods_that_go_with_their_job_are_no_trouble(server, scene, following_it, lines):
+    job = server.objects[f"jobs/{JOB}"]
+    job["metadata"]["deletionTimestamp"] = "2026-01-01T00:01:00Z"
+    server.put("jobs", JOB, **job)
+    scene.pod(0, message="asked to end (SIGTERM)")
+    status = following_it()
+    server.remove("jobs", JOB)
+    assert status.result(SECONDS) == EXIT_RETRY
+    assert lines.all == [f"job {JOB}: was deleted; the same command begins it again"]
+
+
 def test_a_job_that_is_not_there_is_named(cluster, run):
     with pytest.raises(ClusterError, match=r"job nothing .*: not found"):
         follow(cluster, run, "train", "nothing", Config())

@@ -115,6 +115,8 @@ class _Follower:
 
     def _tell_pods(self) -> None:
         changes = self._changes
+        if "deletionTimestamp" in changes.job["metadata"]:  # its pods go with it, which is no trouble of theirs
+            return
         found = diagnose(changes.job, changes.pods, changes.events, self._surroundings(), datetime.now(UTC))
         self._display.note(pods=count_in_words(changes.pods))
         told_at_the_end = (Kind.JOB, Kind.DEADLINE) if job_end(changes.job, changes.pods) else ()
