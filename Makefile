@@ -105,6 +105,7 @@ upload: $(STAMP) ## A local data set into the bucket, resumable (VIDEOS=folder T
 .PHONY: preprocess
 preprocess: $(STAMP) ## Videos to records (VIDEOS=gs://... RUN=gs://... [RECIPE= PODS=4 SET="key=value ..." DRY_RUN=1])
 	$(call need,RUN)
+	$(if $(RETRY_LOST),$(error RETRY_LOST: lost videos can't be tried again in the same run yet, expected a new RUN))
 	@$(DETECTOR) submit preprocess $(STAGE_FLAGS) $(call flag,videos,VIDEOS) $(call flag,pods,PODS)
 
 .PHONY: train

@@ -32,10 +32,16 @@ Object = dict[str, Any]
 def eventually(what: str, seconds: float, look: Callable[[], Some | None]) -> Some:
     """The first true answer of `look`, asked again and again; a failure says `what` was awaited, and what was seen."""
     deadline = time.monotonic() + seconds
-    while not (answer := look()):
-        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s; in the end: {answer!r}"
+    while True:
+        seen: Any = None
+        try:
+            if answer := look():
+                return answer
+            seen = answer
+        except (GoogleAPIError, OSError) as error:  # the emulator can't be reached for a moment
+            seen = error
+        assert time.monotonic() < deadline, f"{what}: not within {seconds:g} s; in the end: {seen!r}"
         time.sleep(LOOK_SECONDS)
-    return answer
 
 
 @dataclass(frozen=True)
@@ -208,10 +214,8 @@ def index_of(pod: Object) -> int:
 
 
 def names(bucket: storage.Bucket, prefix: str) -> list[str]:
-    """Of the objects under a prefix; [] also while the emulator can't be reached."""
-    with suppress(GoogleAPIError, OSError):
-        return sorted(blob.name for blob in bucket.list_blobs(prefix=prefix))
-    return []
+    """Of the objects under a prefix."""
+    return sorted(blob.name for blob in bucket.list_blobs(prefix=prefix))
 
 
 def read(bucket: storage.Bucket, name: str) -> bytes:

@@ -41,8 +41,8 @@ def follow(cluster: Cluster, run: Storage, stage: Stage, job_name: str, config: 
 
     0: it is complete and the stage's marker is in the run; 78: it failed and no retry can help; 75: it failed
     otherwise, or was deleted; 130: Ctrl-C, which leaves the work alone. An API server or storage that is away is
-    waited for. Sends three watches, and requests for nodes only while a pod has none. Raises ClusterError where the
-    Job is not there or may not be watched, CorruptError for damaged documents in the run.
+    waited for. Sends three watches, and requests for nodes only while a pod has none. Progress that can't be read
+    is said and changes no status. Raises ClusterError where the Job is not there or may not be watched.
     """
     requests, begun = cluster.requests, time.monotonic()
     try:
@@ -50,7 +50,7 @@ def follow(cluster: Cluster, run: Storage, stage: Stage, job_name: str, config: 
             follower = _Follower(cluster, run, stage, changes, display)
             with _Looker(display, follower.at_work) as looker:
                 status = follower.run_to_the_end()
-            if looker.error and status != EXIT_PERMANENT:  # which has been told with its own reason
+            if looker.error:
                 raise looker.error
             if isinstance(display, TrainDisplay):
                 _tell_start(display, changes)
@@ -206,8 +206,11 @@ class _Looker:
                 if not away:
                     self._display.say(f"  {error}; the work goes on")
                 away = True
-            except Exception as error:  # raised by the thread that waits, at the end
+            except DetectorError as error:
                 self._display.say(f"  {error}: no progress is shown any more")
+                return
+            except Exception as error:  # a mistake of ours: raised by the thread that waits, at the end
+                self._display.say(f"  {error!r}: no progress is shown any more")
                 self.error = error
                 return
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 from deepfake_detector.adapters.process_time import process_started
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import EXIT_OK, WaitError
+from deepfake_detector.core.errors import EXIT_OK, StorageError, WaitError
 from deepfake_detector.core.timeline import Timeline
 from deepfake_detector.core.topology import Cluster
 from deepfake_detector.supervisor import sigterm, wire
@@ -98,7 +99,10 @@ class Member:
         named = self._place.peers[0]
         if self._place.index == 0:
             return Peer(self._place.host, named.port)
-        said = await asyncio.to_thread(read_address, self._run) if number % 2 else None
+        said = None
+        if number % 2:
+            with contextlib.suppress(StorageError):  # the name is tried all the same
+                said = await asyncio.to_thread(read_address, self._run)
         return said or named
 
     async def _obey(self, keeper: Peer) -> wire.Message | None:
