@@ -197,6 +197,7 @@ def test_fill():
         "RUN": RUN,
         "PEERS": f"{name}-0.training:2220,{name}-1.training:2220",
     }
+    assert job["spec"]["backoffLimit"] == 6, "three failures of each pod"
 
 
 def test_only_training_has_peers():

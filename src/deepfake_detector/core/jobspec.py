@@ -24,6 +24,7 @@ SETTINGS = "deepfake-detector/settings"  # annotation: fingerprint of the stage'
 COMPONENT_LABEL = "app.kubernetes.io/component"
 TRAINING_SERVICE = "training"
 RENDEZVOUS_PORT = 2220
+TRAINING_ROUNDS = 3  # failures of every training pod after which the Job gives up
 LONGEST_LABEL = 63  # RFC 1123, and Kubernetes holds a pod's hostname to it
 LONGEST_SLUG = 32  # leaves room for the stage, the hash and an index of 6 digits
 # Kinds without a namespace, of Kubernetes itself and of the components that an overlay may bring.
@@ -159,7 +160,8 @@ def fill(
     """The Job that is created, from the overlay's template, which is left as it is.
 
     run_uri: as Storage.uri has it. A training Job also gets PEERS, the address of every pod's rendezvous, in order of
-    index. Raises ConfigError (see job_name, with_resources).
+    index, and the limit of failures that goes with their number (pods that were deleted or evicted are not counted).
+    Raises ConfigError (see job_name, with_resources).
     """
     filled = with_resources(job, resources)
     name = job_name(stage, run_uri, completions)
@@ -173,6 +175,8 @@ def fill(
     _set_variable(container, "RUN", run_uri)
     if stage == "train":
         _set_variable(container, "PEERS", ",".join(peers(name, completions)))
+        # A peer that never comes ends all of its peers' pods at the rendezvous' budget: so many rounds are tried.
+        filled["spec"]["backoffLimit"] = TRAINING_ROUNDS * completions
     return filled
 
 
