@@ -113,7 +113,7 @@ def test_doctor_names_what_is_missing(cluster: Cluster) -> None:
     )
     assert result.returncode == 78
     assert "FAILS  bucket       gs://no-such-bucket-here: no such bucket" in result.stdout
-    assert "FAILS  image        absent:1: on none of " in result.stdout
+    assert "waits  image        absent:1: on none of " in result.stdout
     assert " of 100000 pods of cpu " in result.stdout
     assert result.stdout.count("remedy: ") == 3
 
