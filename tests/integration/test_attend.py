@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -229,4 +230,16 @@ def memory_group() -> Iterator[Path]:
     except OSError as error:
         pytest.skip(f"needs a cgroup of its own: {error}")
     yield group
-    group.rmdir()
+    _remove(group)
+
+
+def _remove(group: Path) -> None:
+    """The kernel keeps a cgroup for as long as a process that was killed in it has not quite gone."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return group.rmdir()
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
