@@ -132,14 +132,20 @@ def _status(arguments: argparse.Namespace) -> int:
     from deepfake_detector.adapters.storage import open_storage
     from deepfake_detector.stages.status import read_status, to_text
 
-    with reach(arguments, arguments.run):
-        run = open_storage(arguments.run)
-        status = read_status(run)
-        print(status.encode().decode() if arguments.json else to_text(status))
-        if arguments.cluster and not arguments.json:
-            from deepfake_detector.cluster.status import pods_in_words
+    run = open_storage(arguments.run)
+    unread: DetectorError | None = None
+    try:
+        with reach(arguments, arguments.run):
+            status = read_status(run)
+            print(status.encode().decode() if arguments.json else to_text(status))
+    except DetectorError as error:  # what the pods do may say why
+        unread = error
+    if arguments.cluster and not arguments.json:
+        from deepfake_detector.cluster.status import pods_in_words
 
-            print(pods_in_words(connect(arguments), run.uri))
+        print(pods_in_words(connect(arguments), run.uri), flush=True)
+    if unread:
+        raise unread
     return EXIT_OK
 
 
