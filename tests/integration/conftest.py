@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core.outcomes import Outcome, VideoOutcome
+from tests.integration.api_server import ApiServer, api_server
 from tests.integration.trained_run import make_trained_run, usual_videos
 
 LOST = (
@@ -29,3 +32,27 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Storage:
 @pytest.fixture(scope="session")
 def model_folder(exported: Storage) -> Path:
     return Path(exported.uri) / "model"
+
+
+@pytest.fixture
+def server() -> Iterator[ApiServer]:
+    """A stand-in for a cluster's API server."""
+    with api_server() as running:
+        yield running
+
+
+@pytest.fixture
+def use_kubeconfig(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """The client reads $KUBECONFIG once, when it is imported."""
+    from kubernetes.config import kube_config
+
+    def use(path: Path) -> None:
+        monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+
+    return use
+
+
+@pytest.fixture
+def cluster(server: ApiServer, tmp_path: Path, use_kubeconfig: Callable[[Path], None]) -> Cluster:
+    use_kubeconfig(server.kubeconfig(tmp_path / "kubeconfig"))
+    return Cluster.connect(None, "mine")

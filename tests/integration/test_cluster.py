@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,30 +13,6 @@ from deepfake_detector.adapters import cluster as adapter
 from deepfake_detector.adapters import kube_api
 from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.core.errors import EXIT_PERMANENT, EXIT_RETRY, ClusterAwayError, ClusterError
-from tests.integration.api_server import ApiServer, api_server
-
-
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with api_server() as running:
-        yield running
-
-
-@pytest.fixture
-def use_kubeconfig(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The client reads $KUBECONFIG once, when it is imported."""
-    from kubernetes.config import kube_config
-
-    def use(path: Path) -> None:
-        monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
-
-    return use
-
-
-@pytest.fixture
-def cluster(server: ApiServer, tmp_path: Path, use_kubeconfig: Any) -> Cluster:
-    use_kubeconfig(server.kubeconfig(tmp_path / "kubeconfig"))
-    return Cluster.connect(None, "mine")
 
 
 @pytest.fixture

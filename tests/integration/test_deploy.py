@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from deepfake_detector.adapters import kubectl
-from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.cluster.deploy import await_ready, to_yaml
 from deepfake_detector.core.errors import ClusterAwayError, ClusterError
-from tests.integration.api_server import ApiServer, api_server
 
 TEXTS = (
     "yes",
@@ -33,21 +29,6 @@ TEXTS = (
 )
 
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl")
-
-
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with api_server() as running:
-        yield running
-
-
-@pytest.fixture
-def cluster(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    from kubernetes.config import kube_config
-
-    path = server.kubeconfig(tmp_path / "kubeconfig")
-    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
-    return Cluster.connect(None, "mine")
 
 
 def deployment(ready: int, observed: int = 2) -> dict[str, Any]:

@@ -25,26 +25,11 @@ from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, EXIT_RETRY, ClusterError
 from deepfake_detector.core.jobspec import RUN_LABEL, run_hash
 from deepfake_detector.display import Display
-from tests.integration.api_server import ApiServer, api_server
+from tests.integration.api_server import ApiServer
 
 RECORDED = json.loads((Path(__file__).parents[1] / "unit" / "recorded_jobs.json").read_text())
 JOB = "train-x-0123abcd"
 SECONDS = 20.0
-
-
-@pytest.fixture
-def server() -> Iterator[ApiServer]:
-    with api_server() as running:
-        yield running
-
-
-@pytest.fixture
-def cluster(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    from kubernetes.config import kube_config
-
-    path = server.kubeconfig(tmp_path / "kubeconfig")
-    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
-    return Cluster.connect(None, "mine")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from deepfake_detector.core.errors import EXIT_PERMANENT
 from deepfake_detector.core.jobspec import job_name, run_hash
 from deepfake_detector.core.markers import DetectorManifest, RecordsSummary, TrainedMarker
 from deepfake_detector.stages.runs import load_config
-from tests.integration.api_server import ApiServer, api_server
+from tests.integration.api_server import ApiServer
 from tests.integration.gcs_server import GcsServer, available
 
 pytestmark = [
@@ -67,16 +67,16 @@ def run(bucket: GcsServer, monkeypatch: pytest.MonkeyPatch) -> Storage:
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ApiServer]:
-    from kubernetes.config import kube_config
-
-    with api_server() as running:
-        path = running.kubeconfig(tmp_path / "kubeconfig")
-        monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
-        monkeypatch.setenv("KUBECONFIG", str(path))
-        for kind, name in (("services", "training"), ("serviceaccounts", "stages"), ("configmaps", "settings")):
-            running.put(kind, name)
-        yield running
+def server(
+    server: ApiServer, use_kubeconfig: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> ApiServer:
+    """Where everything has been deployed; the current cluster of the client and of kubectl."""
+    path = server.kubeconfig(tmp_path / "kubeconfig")
+    use_kubeconfig(path)
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    for kind, name in (("services", "training"), ("serviceaccounts", "stages"), ("configmaps", "settings")):
+        server.put(kind, name)
+    return server
 
 
 def submit(*arguments: str, image: str = IMAGE) -> int:

@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -229,6 +229,22 @@ def test_ends_of_children_are_no_message_of_the_pod(stage: Stage) -> None:
     assert not message.exists()
 
 
+def take_part_by_name(stage: Stage, direct: Callable[[], None]) -> None:
+    """Supervisor 0 is a process of its own, 1 is in this one, where DNS is a stand-in; `direct` leads the children."""
+    port = int(stage.peers.split(",")[0].rpartition(":")[2])
+    peers = (Peer("a-0.training", port), Peer("a-1.training", 1))
+    place = Place(1, peers, "127.0.0.1", 20_008, stage.folder, stage.environment(1))
+    supervisor = member.Member(place, stage.run, (*FAKE, "train"), patience=PATIENCE)
+
+    async def take_part() -> None:
+        error, _ = await asyncio.gather(supervisor.run(), asyncio.to_thread(direct))
+        assert error is None
+
+    stage.start(0)
+    asyncio.run(take_part())
+    assert stage.end(0)[0] == 0
+
+
 def test_a_keeper_is_found_under_the_address_that_its_name_has_now(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,10 +262,6 @@ def test_a_keeper_is_found_under_the_address_that_its_name_has_now(
         return resolve(answer, *options)
 
     monkeypatch.setattr(socket, "getaddrinfo", lagging_dns)
-    port = int(stage.peers.split(",")[0].rpartition(":")[2])
-    peers = (Peer("a-0.training", port), Peer("a-1.training", 1))
-    place = Place(1, peers, "127.0.0.1", 20_008, stage.folder, stage.environment(1))
-    supervisor = member.Member(place, stage.run, (*FAKE, "train"), patience=PATIENCE)
 
     def direct() -> None:
         first = stage.cast()
@@ -264,13 +276,7 @@ def test_a_keeper_is_found_under_the_address_that_its_name_has_now(
             child.order(0, marker=True)
         stage.cast(1)[0].order(0, marker=True)
 
-    async def take_part() -> None:
-        error, _ = await asyncio.gather(supervisor.run(), asyncio.to_thread(direct))
-        assert error is None
-
-    stage.start(0)
-    asyncio.run(take_part())
-    assert stage.end(0)[0] == 0
+    take_part_by_name(stage, direct)
 
 
 def test_a_keeper_is_found_where_it_says_it_is_while_its_name_is_unknown(
@@ -286,23 +292,13 @@ def test_a_keeper_is_found_where_it_says_it_is_while_its_name_is_unknown(
 
     monkeypatch.setattr(socket, "getaddrinfo", ignorant_dns)
     stage.run.write(layout.RENDEZVOUS, b'{"host": "127.0.0.1", "port": 1}')  # of a pod that is gone
-    port = int(stage.peers.split(",")[0].rpartition(":")[2])
-    peers = (Peer("a-0.training", port), Peer("a-1.training", 1))
-    place = Place(1, peers, "127.0.0.1", 20_008, stage.folder, stage.environment(1))
-    supervisor = member.Member(place, stage.run, (*FAKE, "train"), patience=PATIENCE)
 
     def direct() -> None:
         for child in reversed(stage.cast()):
             child.order(0, marker=True)
         stage.cast(1)[0].order(0, marker=True)
 
-    async def take_part() -> None:
-        error, _ = await asyncio.gather(supervisor.run(), asyncio.to_thread(direct))
-        assert error is None
-
-    stage.start(0)
-    asyncio.run(take_part())
-    assert stage.end(0)[0] == 0
+    take_part_by_name(stage, direct)
 
 
 def test_keeper_that_accepts_but_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from deepfake_detector.adapters.kube_api import READ_SECONDS, RETRY_SECONDS, KubeApi, Query, RefusedError
@@ -31,6 +32,19 @@ CLUSTER_SCOPED = ("namespaces", "nodes")
 LONGEST_PAUSE_SECONDS = 30.0  # between two tries of a watch
 WATCH_SECONDS = 240  # after which the server ends a watch, and a new one goes on from there
 DELETE_SECONDS = 120.0
+
+
+@contextmanager
+def ending_after(seconds: float) -> Iterator[threading.Event]:
+    """An event that is set after `seconds`, for a watch that may take no longer; the clock stops with the block."""
+    over = threading.Event()
+    timer = threading.Timer(seconds, over.set)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield over
+    finally:
+        timer.cancel()
 
 
 class Cluster:
@@ -139,14 +153,8 @@ class Cluster:
             if error.status in (404, 409):  # 409: another one by now
                 return
             raise
-        over = threading.Event()
-        timer = threading.Timer(budget_seconds, over.set)
-        timer.daemon = True
-        timer.start()
-        try:
+        with ending_after(budget_seconds) as over:
             self._await_gone(uid, (("fieldSelector", f"metadata.name={name}"),), over)
-        finally:
-            timer.cancel()
         if over.is_set():
             raise ClusterAwayError(
                 f"job {name} ({self}): not gone {budget_seconds:g} s after its deletion, expected its pods to end "

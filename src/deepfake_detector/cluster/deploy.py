@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deepfake_detector.adapters import kubectl
-from deepfake_detector.adapters.cluster import Cluster
+from deepfake_detector.adapters.cluster import Cluster, ending_after
 from deepfake_detector.cluster.target import Target, overlay_folder
 from deepfake_detector.core.errors import EXIT_OK, ClusterAwayError
 from deepfake_detector.core.jobspec import COMPONENT_LABEL, in_namespace, stage_job
@@ -49,11 +48,7 @@ def await_ready(cluster: Cluster, deployments: Sequence[str], budget_seconds: fl
     waiting = set(deployments)
     if not waiting:
         return
-    over = threading.Event()
-    timer = threading.Timer(budget_seconds, over.set)
-    timer.daemon = True
-    timer.start()
-    try:
+    with ending_after(budget_seconds) as over:
         for _, deployment in cluster.watch("deployments", stop=over):
             name = deployment["metadata"]["name"]
             if name in waiting and _is_ready(deployment):
@@ -61,8 +56,6 @@ def await_ready(cluster: Cluster, deployments: Sequence[str], budget_seconds: fl
                 print(f"{name} is ready", flush=True)
             if not waiting:
                 return
-    finally:
-        timer.cancel()
     name = sorted(waiting)[0]
     raise ClusterAwayError(
         f"deployment {name} ({cluster}): not ready after {budget_seconds:g} s: {_reason(cluster, name)}"

@@ -45,16 +45,7 @@ def _normalise(x: Any, gamma: Any, beta: Any, epsilon: float) -> tuple[Any, Any,
         outputs = _affine(x, gamma, beta, mean, variance, epsilon)
 
         def gradient(upstream: Any, _mean: Any, _variance: Any) -> tuple[Any, Any, Any]:
-            direct, local_gamma, local_beta, _, _ = tf.raw_ops.FusedBatchNormGradV3(
-                y_backprop=upstream,
-                x=x,
-                scale=gamma,
-                reserve_space_1=mean,
-                reserve_space_2=variance,
-                reserve_space_3=variance,
-                epsilon=epsilon,
-                is_training=False,
-            )
+            direct, local_gamma, local_beta = _gradients(upstream, x, gamma, mean, variance, epsilon)
             # direct = gamma / sigma * upstream; mean and variance depend on x as well, which takes away from it
             # gamma / sigma * (sum(upstream) + x_hat * sum(upstream * x_hat)) / count, sums over all workers.
             total_gamma, total_beta = tf.unstack(_sum(tf.stack([local_gamma, local_beta])) / count)
@@ -91,16 +82,7 @@ def _sums(x: Any, rows: Any) -> tuple[Any, Any]:
     if _has_fast_kernel(x):
         # The gradients of offset and scale at mean 0 and variance 1 are these sums: one pass, nothing in between.
         zeros, ones = tf.zeros_like(rows[0]), tf.ones_like(rows[0])
-        _, squares, total, _, _ = tf.raw_ops.FusedBatchNormGradV3(
-            y_backprop=x,
-            x=x,
-            scale=ones,
-            reserve_space_1=zeros,
-            reserve_space_2=ones,
-            reserve_space_3=ones,
-            epsilon=0.0,
-            is_training=False,
-        )
+        _, squares, total = _gradients(x, x, ones, mean=zeros, variance=ones, epsilon=0.0)
         return total, squares
     ones = tf.ones((1, tf.shape(rows)[0]), x.dtype)  # a product with ones takes half the time of reduce_sum
     return tf.matmul(ones, rows)[0], tf.matmul(ones, tf.square(rows))[0]
@@ -113,6 +95,21 @@ def _affine(x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, epsilon: fl
         )[0]
     factor = gamma * tf.math.rsqrt(variance + epsilon)
     return x * factor + (beta - mean * factor)
+
+
+def _gradients(upstream: Any, x: Any, gamma: Any, mean: Any, variance: Any, epsilon: float) -> tuple[Any, Any, Any]:
+    """`upstream` with regard to x, gamma and beta, where mean and variance are given and do not depend on x."""
+    by_x, by_gamma, by_beta, _, _ = tf.raw_ops.FusedBatchNormGradV3(
+        y_backprop=upstream,
+        x=x,
+        scale=gamma,
+        reserve_space_1=mean,
+        reserve_space_2=variance,
+        reserve_space_3=variance,
+        epsilon=epsilon,
+        is_training=False,
+    )
+    return by_x, by_gamma, by_beta
 
 
 def _sum(value: Any) -> Any:
