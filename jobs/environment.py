@@ -1,5 +1,7 @@
 """A pod's environment and exit status, read and decided in one way by all entrypoints.
 
+SETTINGS         stage:fingerprint of the settings that the Job was created with (core/jobspec.py); without it, as
+                 outside a cluster, those that config.json holds are taken
 TERMINATION_LOG  the file of the container's termination message (terminationMessagePath): it gets the one error line
 TMPDIR, HOME     made where they are missing, as under a read-only root with an empty scratch volume
 """
@@ -11,8 +13,14 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 from deepfake_detector.core.errors import EXIT_OK, ConfigError, DetectorError
+
+if TYPE_CHECKING:
+    from deepfake_detector.adapters.storage import Storage
+    from deepfake_detector.core.config import Stage
+    from deepfake_detector.stages.runs import Settlement
 
 MESSAGE_BYTES = 4096  # what the kubelet keeps of a termination message
 log = logging.getLogger(__name__)
@@ -39,6 +47,41 @@ def exit_status(environment: Mapping[str, str], work: Callable[[], None]) -> int
 def for_child(environment: Mapping[str, str]) -> dict[str, str]:
     """What a child inherits: the pod's last words are its parent's."""
     return {name: value for name, value in environment.items() if name != "TERMINATION_LOG"}
+
+
+def settled_run(environment: Mapping[str, str]) -> tuple[Storage, Settlement]:
+    """RUN, and its settings. Raises ConfigError where they are not those that the Job was created with.
+
+    Two clients may submit at once with different settings (cluster/creation.py), or somebody may edit config.json:
+    nothing is worked on with settings that the Job's creator has not seen.
+    """
+    from deepfake_detector.adapters.storage import open_storage
+    from deepfake_detector.core import layout
+    from deepfake_detector.stages.runs import load_settlement
+
+    run = open_storage(required(environment, "RUN"))
+    stage, expected = _bound(environment)
+    settlement = load_settlement(run)
+    if stage and (found := settlement.fingerprint(stage)) != expected:
+        raise ConfigError(
+            f"{run.uri}/{layout.CONFIG}: was changed after this Job was created: its settings of {stage} have the "
+            f"fingerprint {found[:12]}, expected {expected[:12]} (make {stage} RUN={run.uri} begins again with "
+            "those that are there now; where nobody changed it, IMAGE is of another version than the client)"
+        )
+    return run, settlement
+
+
+def _bound(environment: Mapping[str, str]) -> tuple[Stage | None, str]:
+    """The stage and the fingerprint in SETTINGS, where it is set."""
+    from deepfake_detector.core.config import STAGES
+
+    text = environment.get("SETTINGS")
+    if not text:
+        return None, ""
+    stage, _, fingerprint = text.partition(":")
+    if stage not in STAGES or not fingerprint:
+        raise ConfigError(f"SETTINGS={text!r}: expected stage:fingerprint (environment)")
+    return cast("Stage", stage), fingerprint
 
 
 def required(environment: Mapping[str, str], name: str) -> str:

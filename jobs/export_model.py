@@ -3,7 +3,7 @@
 RUN      the run's folder or gs:// prefix
 SCRATCH  a folder on local disk
 
-Exit status as in core/errors.py; the last line on stderr is the error.
+Further variables: jobs/environment.py. Exit status as in core/errors.py; the last line on stderr is the error.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Mapping
 
-from jobs.environment import exit_status, folder, required
+from jobs.environment import exit_status, folder, settled_run
 
 
 def main(environment: Mapping[str, str]) -> int:
@@ -25,12 +25,8 @@ def main(environment: Mapping[str, str]) -> int:
 
 
 def _export(environment: Mapping[str, str]) -> None:
-    from deepfake_detector.adapters.storage import open_storage
-    from deepfake_detector.stages.runs import load_config
-
-    run = open_storage(required(environment, "RUN"))
     scratch = folder(environment, "SCRATCH")
-    load_config(run)  # bad settings, or no such bucket, are told before TensorFlow is imported: 2 s and 550 MB
+    run, _ = settled_run(environment)  # what is wrong with it is told before TensorFlow is imported: 2 s and 550 MB
     from deepfake_detector.stages.export import export
 
     export(run, scratch)

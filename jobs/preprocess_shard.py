@@ -4,7 +4,7 @@ RUN                   the run's folder or gs:// prefix
 JOB_COMPLETION_INDEX  the shard; index 0 also makes the plan, the others wait for it
 SCRATCH               a folder on local disk, of this process's own
 
-Exit status as in core/errors.py; the last line on stderr is the error.
+Further variables: jobs/environment.py. Exit status as in core/errors.py; the last line on stderr is the error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from deepfake_detector.core.errors import ConfigError
-from jobs.environment import exit_status, folder, number, required
+from jobs.environment import exit_status, folder, number, settled_run
 
 
 def main(environment: Mapping[str, str]) -> int:
@@ -32,14 +32,12 @@ def main(environment: Mapping[str, str]) -> int:
 def _preprocess_shard(environment: Mapping[str, str]) -> None:
     from tqdm import tqdm
 
-    from deepfake_detector.adapters.storage import open_storage
     from deepfake_detector.stages.plan import await_plan, make_plan
     from deepfake_detector.stages.preprocess import preprocess_shard
-    from deepfake_detector.stages.runs import load_config
 
-    run = open_storage(required(environment, "RUN"))
     scratch: Path = folder(environment, "SCRATCH")
-    config = load_config(run)
+    run, settlement = settled_run(environment)
+    config = settlement.config
     shards = config.data.shards
     index = number(environment, "JOB_COMPLETION_INDEX", 0, sys.maxsize)
     if index >= shards:

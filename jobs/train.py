@@ -29,7 +29,7 @@ from deepfake_detector.supervisor.keeper import Peer
 from deepfake_detector.supervisor.logs import end_kept
 from deepfake_detector.supervisor.member import Place
 from deepfake_detector.supervisor.supervise import supervise
-from jobs.environment import exit_status, folder, for_child, number, required
+from jobs.environment import exit_status, folder, for_child, number, required, settled_run
 
 TRAIN = (sys.executable, "-m", "jobs.train_worker")
 EXPORT = (sys.executable, "-m", "jobs.export_model")
@@ -43,12 +43,11 @@ def main(environment: Mapping[str, str], train: Sequence[str] = TRAIN, export: S
 
 def _supervise(environment: Mapping[str, str], train: Sequence[str], export: Sequence[str]) -> None:
     from deepfake_detector.adapters.storage import open_storage
-    from deepfake_detector.stages.runs import load_config
 
     place = place_of(environment)
-    run = open_storage(required(environment, "RUN"))
-    with end_kept(run, "train", place.index):
-        supervise(place, run, load_config(run), train=train, export=export)
+    with end_kept(open_storage(required(environment, "RUN")), "train", place.index):
+        run, settlement = settled_run(environment)
+        supervise(place, run, settlement.config, train=train, export=export)
 
 
 def place_of(environment: Mapping[str, str]) -> Place:

@@ -5,6 +5,8 @@ TF_CONFIG  who takes part; empty for one worker alone
 ATTEMPT    number of this attempt, for the log
 SCRATCH    a folder on local disk, of this worker's own
 TIMELINE   moments of the first attempt up to here (core/timeline.py), for the live display
+
+Further variables: jobs/environment.py.
 """
 
 from __future__ import annotations
@@ -46,18 +48,17 @@ def main(environment: Mapping[str, str]) -> int:
 
 
 def _train(environment: Mapping[str, str]) -> None:
-    from deepfake_detector.adapters.storage import open_storage
     from deepfake_detector.core.timeline import Timeline
     from deepfake_detector.core.topology import parse_tf_config
-    from deepfake_detector.stages.runs import load_config, records_storage
     from deepfake_detector.training.worker import run_worker
-    from jobs.environment import required
+    from jobs.environment import required, settled_run
 
-    run, scratch = open_storage(required(environment, "RUN")), Path(required(environment, "SCRATCH"))
+    scratch = Path(required(environment, "SCRATCH"))
+    run, settlement = settled_run(environment)
     cluster = parse_tf_config(environment.get("TF_CONFIG", ""))
     logging.info("attempt %s, worker %d of %d", environment.get("ATTEMPT", ""), cluster.rank, cluster.workers)
     timeline = Timeline.decode(environment.get("TIMELINE", ""))
-    run_worker(run.uri, load_config(run), cluster, scratch, records_storage(run).uri, timeline)
+    run_worker(run.uri, settlement.config, cluster, scratch, settlement.records_of(run).uri, timeline)
 
 
 if __name__ == "__main__":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
+import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from deepfake_detector import __version__
@@ -15,18 +18,41 @@ from deepfake_detector.cluster.commands import add_commands, cluster_flags, conn
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, ConfigError, DetectorError
 
 Command = Callable[[argparse.Namespace], int]
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status (errors.py)."""
     arguments = _parser().parse_args(argv)
     command: Command = arguments.command
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # what is said is seen at once behind a pipe, too (`| tee`)
     return exit_status(lambda: command(arguments), debug=arguments.debug)
 
 
 def exit_status(work: Callable[[], int], *, debug: bool) -> int:
-    """Do the work; a failure is one line on stderr, and a traceback only with `debug`."""
+    """Do the work; a failure is one line on stderr, and a traceback only with `debug`.
+
+    Where nobody reads stdout or stderr any more (`| head -1`) it ends without a word and with the status of a command
+    that died of SIGPIPE: never with 0, since the work may not be done. Python ignores the signal itself, and so must
+    this process, which has sockets.
+    """
     logging.basicConfig(level=logging.INFO if debug else logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        status = _failures_told(work, debug)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # Python would complain once more while it flushes at exit
+            os.dup2(nowhere, stream.fileno())
+        return EXIT_BROKEN_PIPE
+    return status
+
+
+def _failures_told(work: Callable[[], int], debug: bool) -> int:
     try:
         return work()
     except DetectorError as error:
@@ -36,16 +62,21 @@ def exit_status(work: Callable[[], int], *, debug: bool) -> int:
         return error.exit_status
     except KeyboardInterrupt:
         print("stopped: the same command again goes on from here", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader (`| head`) is gone; Python would otherwise complain once more while it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
+        return EXIT_INTERRUPTED
     except Exception as error:
-        if debug:
+        if debug or (isinstance(error, BrokenPipeError) and _reader_is_gone()):
             raise
         print(f"error: unexpected {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         return 1
+
+
+def _reader_is_gone() -> bool:
+    """Whether stdout or stderr is a pipe without a reader."""
+    streams = select.poll()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed, or no file at all
+            streams.register(stream.fileno(), 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in streams.poll(0))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -133,20 +164,26 @@ def _status(arguments: argparse.Namespace) -> int:
     from deepfake_detector.stages.status import read_status, to_text
 
     run = open_storage(arguments.run)
-    unread: DetectorError | None = None
+    failures: list[DetectorError] = []
     try:
         with reach(arguments, arguments.run):
             status = read_status(run)
             print(status.encode().decode() if arguments.json else to_text(status))
     except DetectorError as error:  # what the pods do may say why
-        unread = error
+        failures.append(error)
     if arguments.cluster and not arguments.json:
         from deepfake_detector.cluster.status import pods_in_words
 
-        print(pods_in_words(connect(arguments), run.uri), flush=True)
-    if unread:
-        raise unread
-    return EXIT_OK
+        try:
+            print(pods_in_words(connect(arguments), run.uri), flush=True)
+        except DetectorError as error:
+            failures.append(error)
+    if not failures:
+        return EXIT_OK
+    for failure in failures[:-1]:
+        if str(failure) != str(failures[-1]):
+            print(f"error: {failure}", file=sys.stderr)
+    raise failures[-1]
 
 
 def _pull(arguments: argparse.Namespace) -> int:

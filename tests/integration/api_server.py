@@ -26,7 +26,10 @@ REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 
 
 class ApiServer:
-    """requests: "METHOD /path?query" of all so far. denied: (verb, resource) that access reviews refuse."""
+    """requests: "METHOD /path?query" of all so far. denied: (verb, resource) that access reviews refuse.
+
+    endless_logs: a pod's stream goes on without a word after its first line, as it does once its node has vanished.
+    """
 
     def __init__(self) -> None:
         self.requests: list[str] = []
@@ -35,11 +38,14 @@ class ApiServer:
         self.namespaces = {"mine"}
         self.refusals: deque[tuple[int, Object]] = deque()  # answers of the next requests
         self.before_create: Callable[[Object], None] = lambda _: None  # what others do at just that moment
+        self.before_answer: Callable[[str], None] = lambda _: None  # "list jobs", "create jobs": done, and not yet told
+        self.endless_logs = False
         self.version = 100
         self.expired_before = 0
         self._changes: list[tuple[int, str, str, Object]] = []  # version, kind, change, object
         self._watchers: list[socket.socket] = []
         self._changed = threading.Condition()
+        self._closed = threading.Event()
         api = self
 
         class Handler(_Handler):
@@ -51,6 +57,7 @@ class ApiServer:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:
+        self._closed.set()
         self.drop_watches()
         self._server.shutdown()
         self._server.server_close()
@@ -137,6 +144,13 @@ class ApiServer:
                 if of_kind == kind and _selected(thing, query):
                     yield {"type": change, "object": thing}
 
+    def logged(self) -> Iterator[bytes]:
+        """What every pod says."""
+        yield b"first\n"
+        if self.endless_logs:
+            self._closed.wait()
+        yield b"second\nthird"
+
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
@@ -170,7 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
             asked = body["spec"]["resourceAttributes"]
             self._answer(201, {"status": {"allowed": (asked["verb"], asked["resource"]) not in api.denied}})
         elif url.path.endswith("/log"):
-            self._stream([b"first\n", b"second\nthird"])
+            self._stream(api.logged())
         elif found := PATH.fullmatch(url.path):
             self._object(found["kind"], found["name"], found["namespace"], query, body)
         else:
@@ -183,7 +197,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif name is None and query.get("watch"):
             self._stream(json.dumps(event).encode() + b"\n" for event in api.watched(kind, query, self.connection))
         elif name is None:
-            self._answer(200, {"metadata": {"resourceVersion": str(api.version)}, "items": api.listed(kind, query)})
+            answer = {"metadata": {"resourceVersion": str(api.version)}, "items": api.listed(kind, query)}
+            api.before_answer(f"list {kind}")
+            self._answer(200, answer)
         elif f"{kind}/{name}" not in api.objects:
             self._answer(
                 404, {"reason": "NotFound", "message": f'{kind} "{name}" not found', "details": {"kind": kind}}
@@ -209,7 +225,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif f"{kind}/{name}" in api.objects:
             self._answer(409, {"reason": "AlreadyExists", "message": f'{kind} "{name}" already exists'})
         else:
-            self._answer(201, api.put(kind, name, **body))
+            answer = api.put(kind, name, **body)
+            api.before_answer(f"create {kind}")
+            self._answer(201, answer)
 
     def _answer(self, status: int, document: Object) -> None:
         content = json.dumps(document).encode()
@@ -219,7 +237,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    def _stream(self, chunks: Iterator[bytes] | list[bytes]) -> None:
+    def _stream(self, chunks: Iterator[bytes]) -> None:
         self.send_response(200)
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()

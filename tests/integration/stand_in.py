@@ -48,7 +48,10 @@ class StandIn:
         jobs: list[Object] | None = None,
         pods: list[Object] | None = None,
         said: dict[str, list[str]] | None = None,
+        elsewhere: list[Object] | None = None,
     ) -> None:
+        """elsewhere: Jobs of other namespaces; None: they may not be listed."""
+        self.elsewhere = elsewhere
         self._jobs, self._pods, self._said = jobs or [], pods or [], said or {}
         self.deleted: list[str] = []
         self.tails: list[int | None] = []
@@ -62,16 +65,24 @@ class StandIn:
     def jobs(self, selector: str) -> list[Object]:
         return [thing for thing in self._jobs if _matches(thing, selector)]
 
+    def all_jobs(self, selector: str) -> list[Object] | None:
+        if self.elsewhere is None:
+            return None
+        return [thing for thing in self._jobs + self.elsewhere if _matches(thing, selector)]
+
     def pods(self, selector: str) -> list[Object]:
         if self.away:
             raise ClusterError("context test: does not answer")
         return [thing for thing in self._pods if _matches(thing, selector)]
 
-    def delete_job(self, name: str) -> None:
-        self._jobs = [thing for thing in self._jobs if thing["metadata"]["name"] != name]
-        self.deleted.append(name)
+    def delete_job(self, name: str, *, uid: str | None = None) -> None:
+        gone = [thing for thing in self._jobs if _is(thing, name, uid)]
+        self._jobs = [thing for thing in self._jobs if thing not in gone]
+        self.deleted += [thing["metadata"]["name"] for thing in gone]
 
-    def pod_log(self, name: str, follow: bool = False, tail_lines: int | None = None) -> Iterator[str]:
+    def pod_log(
+        self, name: str, follow: bool = False, tail_lines: int | None = None, stop: threading.Event | None = None
+    ) -> Iterator[str]:
         self.tails.append(tail_lines)
         if name not in self._said:
             raise ClusterError(f"pod {name}: container has not started")
@@ -86,7 +97,7 @@ class StandIn:
             self._changes.append((kind, "MODIFIED", thing))
             self._changed.notify_all()
 
-    def watch(self, kind: str, selector: str, *, stop: threading.Event) -> Iterator[tuple[str, Object]]:
+    def watch(self, kind: str, selector: str, *, stop: threading.Event, **_: Any) -> Iterator[tuple[str, Object]]:
         things = self._jobs if kind == "jobs" else self._pods
         with self._changed:
             seen = len(self._changes)
@@ -97,6 +108,10 @@ class StandIn:
                 self._changed.wait_for(lambda: len(self._changes) > seen, timeout=0.05)  # noqa: B023
                 new, seen = self._changes[seen:], len(self._changes)
             yield from ((change, thing) for of, change, thing in new if of == kind and _matches(thing, selector))
+
+
+def _is(thing: Object, name: str, uid: str | None) -> bool:
+    return thing["metadata"]["name"] == name and uid in (None, thing["metadata"]["uid"])
 
 
 def _matches(thing: Object, selector: str) -> bool:

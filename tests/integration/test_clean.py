@@ -81,7 +81,8 @@ def test_data_is_listed_and_asked_for(storage: Storage, said: list[str]) -> None
         assert names(storage) == sorted(OWN + STRANGE)
         return "run\n"
 
-    assert clean(StandIn(), storage.uri, data=True, ask=answer, write=said.append) == 0
+    cluster: Any = StandIn(elsewhere=[])
+    assert clean(cluster, storage.uri, data=True, ask=answer, write=said.append) == 0
     assert names(storage) == STRANGE
     assert questions == ["Type the run's name, run, to delete this: "]
     listed = said[0].splitlines()
@@ -97,6 +98,49 @@ def test_data_is_listed_and_asked_for(storage: Storage, said: list[str]) -> None
     ]
     assert listed[-1].startswith("not of the run, and left alone: modelling/notes.txt and the like, 3 objects")
     assert said[-1] == f"removed 11 objects from {storage.uri}"
+
+
+def test_data_is_kept_while_a_job_in_another_namespace_is_at_work(storage: Storage, said: list[str]) -> None:
+    fill(storage)
+    other = job(storage.uri, "preprocess")
+    other["metadata"]["namespace"] = "theirs"
+    cluster: Any = StandIn([job(storage.uri, ended="Failed")], elsewhere=[job("gs://other/run"), other])
+    with pytest.raises(
+        ClusterError,
+        match=rf"preprocess-first-0 at work in namespace theirs: .*make stop RUN={storage.uri} NAMESPACE=theirs ",
+    ):
+        clean(cluster, storage.uri, data=True, yes=True)
+    assert (names(storage), cluster.deleted) == (sorted(OWN + STRANGE), [])
+    assert clean(cluster, storage.uri, ask=never, write=said.append) == 0, "this namespace's alone"
+    assert cluster.deleted == ["train-first-0"]
+
+
+@pytest.mark.parametrize("yes", [False, True], ids=["asked", "yes"])
+def test_namespaces_that_can_not_be_seen_are_told_of(storage: Storage, said: list[str], yes: bool) -> None:
+    fill(storage)
+    cluster: Any = StandIn(elsewhere=None)
+
+    def answer(question: str) -> str:
+        said.append(question)
+        return "run"
+
+    assert clean(cluster, storage.uri, data=True, yes=yes, ask=answer, write=said.append) == 0
+    [told] = [text for text in said if "other namespaces may not be listed by this user" in text]
+    assert ("Type the run's name" in told) == (not yes)
+    assert names(storage) == STRANGE
+
+
+def test_a_job_that_is_created_while_the_question_is_open_keeps_the_data(storage: Storage, said: list[str]) -> None:
+    fill(storage)
+    cluster: Any = StandIn([job(storage.uri, ended="Failed")], elsewhere=[])
+
+    def answer(_: str) -> str:
+        cluster.change("jobs", job(storage.uri))
+        return "run"
+
+    with pytest.raises(ClusterError, match="train-first-0 at work"):
+        clean(cluster, storage.uri, data=True, ask=answer, write=said.append)
+    assert (names(storage), cluster.deleted) == (sorted(OWN + STRANGE), [])
 
 
 @pytest.mark.parametrize("answer", ["", "y", "yes", "runs"])

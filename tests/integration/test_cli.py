@@ -1,6 +1,7 @@
 """The command line as a user meets it: real processes, exit statuses, one-line errors."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -61,6 +62,23 @@ def test_a_mistake_is_one_line_and_a_permanent_status(tmp_path, arguments, says)
 def test_debug_shows_the_traceback(tmp_path):
     result = detector("status", "--run", str(tmp_path), "--debug")
     assert "Traceback" in result.stderr
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_reader_that_is_gone_is_no_success(tmp_path, stream):
+    from deepfake_detector.stages.prepare import prepare_run
+
+    prepare_run(str(tmp_path / "run"), recipe="demo", assignments=[], videos=str(tmp_path))
+    run = tmp_path / ("run" if stream == "stdout" else "none")  # a failure is told on stderr
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "deepfake_detector", "status", "--run", str(run)]
+    other = {"stdout": "stderr", "stderr": "stdout"}[stream]
+    result = subprocess.run(command, **{stream: writing, other: subprocess.PIPE}, timeout=60, check=False)
+    os.close(writing)
+    assert result.returncode == 141
+    assert not result.stdout
+    assert not result.stderr
 
 
 def test_status_of_a_run_that_has_only_settings(tmp_path):

@@ -203,6 +203,24 @@ def test_refusals_in_words(server, cluster, status, answer, says):
     assert caught.value.exit_status == EXIT_PERMANENT
 
 
+def test_only_the_job_that_is_meant_is_deleted(server, cluster):
+    first = server.put("jobs", "train-x")["metadata"]["uid"]
+    server.remove("jobs", "train-x")
+    server.put("jobs", "train-x")
+    cluster.delete_job("train-x", uid=first)
+    second = cluster.get_job("train-x")["metadata"]["uid"]
+    assert second != first
+    cluster.delete_job("train-x", uid=second)
+    assert cluster.get_job("train-x") is None
+
+
+def test_jobs_of_all_namespaces(server, cluster):
+    for name, run in (("a", "1"), ("b", "1"), ("c", "2")):
+        server.put("jobs", name, metadata={"namespace": f"of-{name}", "labels": {"run": run}})
+    assert [job["metadata"]["namespace"] for job in cluster.all_jobs("run=1")] == ["of-a", "of-b"]
+    assert server.requests[-1] == "GET /apis/batch/v1/jobs?labelSelector=run%3D1"
+
+
 def test_a_missing_namespace_has_a_remedy(server, tmp_path, cluster):
     other = Cluster.connect("test", "other")
     with pytest.raises(ClusterError, match=r"no such namespace: make deploy CONTEXT=test NAMESPACE=other"):
@@ -217,9 +235,10 @@ def test_permissions(server, cluster):
 
 def test_what_may_not_be_listed_is_none(server, cluster):
     message = 'nodes is forbidden: User "ann" cannot list resource "nodes" in API group "" at the cluster scope'
-    server.refusals.extend([(403, {"message": message})] * 2)
+    server.refusals.extend([(403, {"message": message})] * 3)
     assert cluster.nodes() is None
     assert cluster.all_pods() is None
+    assert cluster.all_jobs("run=1") is None
     assert cluster.nodes() == []
 
 

@@ -9,6 +9,7 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.errors import ConfigError, CorruptError, DetectorError, NotFoundError
 from deepfake_detector.core.markers import DetectorManifest, StoredFile
 from deepfake_detector.stages.pull import pull
+from tests.make_markers import detector_manifest
 
 FILES = {"saved_model.pb": b"graph", "variables/variables.index": b"", "variables/variables.data": b"w" * 100_000}
 
@@ -19,22 +20,7 @@ def export(storage: Storage, files: dict[str, bytes] = FILES) -> DetectorManifes
 
 
 def mark(storage: Storage, files: list[StoredFile]) -> DetectorManifest:
-    manifest = DetectorManifest.model_construct(
-        settings={},
-        fingerprint="f",
-        code_version="0",
-        files=files,
-        step=7,
-        slope=1.0,
-        offset=0.0,
-        prior=0.5,
-        validation_prior=None,
-        threshold=0.5,
-        threshold_from="test",
-        keras_version="3",
-        tensorflow_version="2",
-        config={},
-    )
+    manifest = detector_manifest(files=files)
     storage.write(layout.DETECTOR, manifest.encode())
     return manifest
 

@@ -4,11 +4,10 @@ import pytest
 
 from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.config import fingerprint, stage_settings
 from deepfake_detector.core.errors import ConfigError, NotFoundError
-from deepfake_detector.core.markers import PlanSummary, StoredFile, TrainedMarker
 from deepfake_detector.stages.prepare import Cpus, prepare_run
 from deepfake_detector.stages.runs import load_config, load_given, records_storage
+from tests.make_markers import plan_summary, trained_marker
 
 
 def prepare(tmp_path, *assignments, run="run", records=""):
@@ -22,39 +21,11 @@ def prepare(tmp_path, *assignments, run="run", records=""):
 
 
 def mark_planned(run, config):
-    settings = stage_settings(config, "plan")
-    marker = PlanSummary(
-        settings=settings,
-        fingerprint=fingerprint(settings),
-        code_version="1",
-        videos=StoredFile(name=layout.PLAN_VIDEOS, size=0, crc32c="00000000"),
-        found=[],
-        shards=2,
-        groups=0,
-        counts={},
-        lost=[],
-        warnings=[],
-    )
-    run.write(layout.PLAN, marker.encode())
+    run.write(layout.PLAN, plan_summary(config).encode())
 
 
 def mark_trained(run, config):
-    settings = stage_settings(config, "train")
-    marker = TrainedMarker(
-        settings=settings,
-        fingerprint=fingerprint(settings),
-        code_version="1",
-        step=1,
-        epochs=1,
-        best_step=1,
-        best_loss=None,
-        stopped="epochs=1 done",
-        records=run.uri,
-        records_fingerprint="",
-        weights_sha256="",
-        machines=[],
-    )
-    run.write(layout.TRAINED, marker.encode())
+    run.write(layout.TRAINED, trained_marker(config).encode())
 
 
 def test_settings_are_stored_as_given_and_as_resolved(tmp_path):

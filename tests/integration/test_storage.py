@@ -99,6 +99,55 @@ def test_create_race_has_one_winner(storage: Storage) -> None:
         assert storage.read(f"race/{race}") == f"by {winners[0]}".encode() * 100
 
 
+def test_every_write_changes_the_version(storage: Storage) -> None:
+    assert storage.version("a/b") == 0
+    seen = {0}
+    for data in (b"1", b"1", b"2"):
+        storage.write("a/b", data)
+        assert storage.version("a/b") == storage.version("a/b")
+        seen.add(storage.version("a/b"))
+    assert len(seen) == 4
+    storage.delete("a/b")
+    assert storage.version("a/b") == 0
+
+
+def test_replace_only_what_was_read(storage: Storage) -> None:
+    assert storage.replace("a/b", b"first", 0)
+    assert not storage.replace("a/b", b"other", 0)
+    version = storage.version("a/b")
+    assert storage.replace("a/b", b"first", version), "the same bytes are a write, too"
+    assert not storage.replace("a/b", b"other", version)
+    assert storage.read("a/b") == b"first"
+    assert storage.replace("a/b", b"second", storage.version("a/b"))
+    assert storage.read("a/b") == b"second"
+    assert storage.replace("a/b", b"second", version), "as a retry after a lost answer finds it"
+    version = storage.version("a/b")
+    storage.delete("a/b")
+    assert not storage.replace("a/b", b"third", version)
+    assert not storage.exists("a/b")
+
+
+def test_replace_race_has_one_winner(storage: Storage) -> None:
+    threads, rounds = 4, 10
+    barrier = threading.Barrier(threads, timeout=60)
+
+    def contend(index: int) -> list[bool]:
+        own = open_storage(storage.uri)
+        won = []
+        for _ in range(rounds):
+            version = own.version("a/b")
+            barrier.wait()
+            won.append(own.replace("a/b", f"by {index}".encode(), version))
+            barrier.wait()
+        return won
+
+    with ThreadPoolExecutor(threads) as pool:
+        results = list(pool.map(contend, range(threads)))
+    assert [sum(won) for won in zip(*results, strict=True)] == [1] * rounds
+    winner = next(index for index in range(threads) if results[index][-1])
+    assert storage.read("a/b") == f"by {winner}".encode()
+
+
 def test_readers_see_the_old_object_or_the_new_one(storage: Storage) -> None:
     versions = [bytes([value]) * (50_000 + value) for value in range(80)]
     storage.write("a/b", versions[0])

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.core.config import Stage
 from deepfake_detector.core.errors import ConfigError, StorageError
-from jobs.environment import exit_status, folder, for_child, number, required
+from deepfake_detector.core.recipes import resolve
+from deepfake_detector.stages.runs import Settlement, load_settlement, save_config
+from jobs.environment import exit_status, folder, for_child, number, required, settled_run
 
 
 def fail(error: Exception) -> Callable[[], None]:
@@ -93,3 +97,61 @@ def test_a_bad_variable_is_named(read: Callable[[], object], message: str) -> No
     with pytest.raises(ConfigError) as caught:
         read()
     assert str(caught.value).startswith(message)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Storage:
+    run = open_storage(str(tmp_path / "run"))
+    save_config(run, resolve("demo"), {})
+    return run
+
+
+def bound(run: Storage, stage: Stage) -> dict[str, str]:
+    """The environment of a pod whose Job was created with the settings that are there."""
+    return {"RUN": run.uri, "SETTINGS": f"{stage}:{load_settlement(run).fingerprint(stage)}"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "assignment"),
+    [
+        pytest.param("preprocess", "", id="no change"),
+        pytest.param("preprocess", "train.learning_rate=0.5", id="a later stage's"),
+        pytest.param("train", "export.prior=0.1", id="of the export that ends a training Job"),
+        pytest.param("train", "operations.attempts=99", id="how the work is carried out"),
+    ],
+)
+def test_settings_that_a_job_does_not_depend_on_may_change(run: Storage, stage: Stage, assignment: str) -> None:
+    environment = bound(run, stage)
+    changed = resolve("demo", filter(None, [assignment]))
+    save_config(run, changed, {})
+    opened, settlement = settled_run(environment)
+    assert (opened.uri, settlement.config) == (run.uri, changed)
+
+
+@pytest.mark.parametrize(
+    ("stage", "assignment", "records"),
+    [
+        pytest.param("preprocess", "faces.margin=1.5", "", id="its own"),
+        pytest.param("train", "faces.margin=1.5", "", id="an earlier stage's"),
+        pytest.param("export", "export.prior=0.1", "", id="of an export by itself"),
+        pytest.param("train", "", "gs://bucket/other", id="other records"),
+    ],
+)
+def test_settings_that_a_job_was_not_created_with_are_refused(
+    run: Storage, stage: Stage, assignment: str, records: str
+) -> None:
+    environment = bound(run, stage)
+    changed = Settlement(resolve("demo", filter(None, [assignment])), {}, records)
+    run.write("config.json", changed.encode())
+    expected = environment["SETTINGS"].partition(":")[2][:12]
+    with pytest.raises(
+        ConfigError, match=rf"config.json: was changed after .*, expected {expected} \(make {stage} RUN="
+    ):
+        settled_run(environment)
+    assert settled_run({"RUN": run.uri})[1] == changed, "outside a cluster there is one client"
+
+
+@pytest.mark.parametrize("text", ["train", "train:", "tune:12", ":12"])
+def test_a_binding_that_names_no_stage_is_refused(run: Storage, text: str) -> None:
+    with pytest.raises(ConfigError, match=r"SETTINGS='.*': expected stage:fingerprint \(environment\)"):
+        settled_run({"RUN": run.uri, "SETTINGS": text})

@@ -195,6 +195,7 @@ def test_fill():
     assert {each["name"]: each["value"] for each in container["env"]} == {
         "SCRATCH": "/scratch",
         "RUN": RUN,
+        "SETTINGS": "train:f00d",
         "PEERS": f"{name}-0.training:2220,{name}-1.training:2220",
     }
     assert job["spec"]["backoffLimit"] == 6, "three failures of each pod"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -110,6 +110,11 @@ class Cluster:
         """Jobs whose labels match, for example "deepfake-detector/run=1a2b3c4d"."""
         return self._list("jobs", _selecting(selector))[1]
 
+    def all_jobs(self, selector: str) -> list[Object] | None:
+        """The same of all namespaces; None where that is not permitted."""
+        path = f"/apis/{GROUPS['jobs']}/v1/jobs"
+        return _if_permitted(lambda: self._list("jobs", _selecting(selector), path=path)[1])
+
     def pods(self, selector: str = "") -> list[Object]:
         return self._list("pods", _selecting(selector))[1]
 
@@ -136,14 +141,15 @@ class Cluster:
             raise
         return True
 
-    def delete_job(self, name: str, *, budget_seconds: float = DELETE_SECONDS) -> None:
+    def delete_job(self, name: str, *, uid: str | None = None, budget_seconds: float = DELETE_SECONDS) -> None:
         """Delete a Job and its pods, and wait until they are gone; nothing happens when it is not there.
 
-        Only the Job that is there now: one of the same name that someone creates meanwhile stays. Raises
-        ClusterAwayError after `budget_seconds`: a pod on a vanished node stays until its node object is gone.
+        Only the Job of this uid (None: the one that is there now): another one that someone creates meanwhile under
+        the name stays. Raises ClusterAwayError after `budget_seconds`: a pod on a vanished node stays until its node
+        object is gone.
         """
         job = self.get("jobs", name)
-        if job is None:
+        if job is None or uid not in (None, job["metadata"]["uid"]):
             return
         uid = job["metadata"]["uid"]
         options = {"propagationPolicy": "Foreground", "preconditions": {"uid": uid}}
@@ -174,17 +180,20 @@ class Cluster:
         kind: Kind,
         selector: str = "",
         *,
+        known: Sequence[Object] = (),
         stop: threading.Event | None = None,
         on_away: Callable[[str], None] | None = None,
         on_back: Callable[[], None] | None = None,
     ) -> Iterator[tuple[str, Object]]:
         """("ADDED" | "MODIFIED" | "DELETED", object) for all that is there, then for each change, until `stop` is set.
 
+        known: what the caller has seen before, of which only changes are told: one that is gone since is DELETED.
         Survives a lost connection and an expired position (410): what was missed is listed and told as changes, a
         DELETED object as it was last seen. Two tries are at least 1 s apart; `on_away` hears why one failed, `on_back`
         that one succeeded after that. Blocks: one thread for each watch. Raises ClusterError when it is not permitted.
         """
-        return self._watch(kind, _selecting(selector), stop or threading.Event(), on_away, on_back)
+        seen = {thing["metadata"]["uid"]: thing for thing in known}
+        return self._watch(kind, _selecting(selector), stop or threading.Event(), on_away, on_back, seen)
 
     def _watch(
         self,
@@ -193,8 +202,9 @@ class Cluster:
         stop: threading.Event,
         on_away: Callable[[str], None] | None = None,
         on_back: Callable[[], None] | None = None,
+        known: dict[str, Object] | None = None,
     ) -> Iterator[tuple[str, Object]]:
-        known: dict[str, Object] = {}
+        known = {} if known is None else known
         away = False
         version: str | None = None  # where the watch goes on; None: list anew
         pause = 0.0
@@ -221,16 +231,23 @@ class Cluster:
                 if on_away:
                     on_away(str(error))
 
-    def pod_log(self, name: str, follow: bool = False, tail_lines: int | None = None) -> Iterator[str]:
-        """Lines of a pod's only container, without line ends; follow: until it ends.
+    def pod_log(
+        self,
+        name: str,
+        follow: bool = False,
+        tail_lines: int | None = None,
+        stop: threading.Event | None = None,
+    ) -> Iterator[str]:
+        """Lines of a pod's only container, without line ends; follow: until it ends, or `stop` is set.
 
-        Raises ClusterError where the pod is gone or its container has not started.
+        The API server does not end the stream of a pod whose node vanished: only `stop` does. Raises ClusterError where
+        the pod is gone or its container has not started.
         """
         query = [("follow", "true")] if follow else []
         if tail_lines is not None:
             query.append(("tailLines", str(tail_lines)))
         silence = None if follow else READ_SECONDS
-        for line in self._api.lines(f"{self._path('pods')}/{name}/log", query, threading.Event(), silence):
+        for line in self._api.lines(f"{self._path('pods')}/{name}/log", query, stop or threading.Event(), silence):
             yield line.decode("utf-8", "replace")
 
     def __str__(self) -> str:

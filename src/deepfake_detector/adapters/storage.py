@@ -1,7 +1,7 @@
 """Object storage behind one small interface: a local folder and gs:// behave alike.
 
 A storage is rooted at a URI; names inside it are relative, with forward slashes. Writes are whole and atomic:
-a reader sees the old object, the new one, or none. `create` is for writes where two could race.
+a reader sees the old object, the new one, or none. `create` and `replace` are for writes where two could race.
 """
 
 from __future__ import annotations
@@ -47,6 +47,15 @@ class Storage(Protocol):
         """Create the object; False, and nothing written, when it exists already with other bytes.
 
         A create that finds exactly its own bytes is a success: a retry after a lost answer looks like that.
+        """
+
+    def version(self, name: str) -> int:
+        """A number that every write of the object changes, whatever its bytes; 0 where there is no object."""
+
+    def replace(self, name: str, data: bytes, version: int) -> bool:
+        """Write the object; False, and nothing written, when by now its version is another one, and its bytes, too.
+
+        To change what was read: ask for the version, then read. `create` is the same with version 0.
         """
 
     def exists(self, name: str) -> bool: ...

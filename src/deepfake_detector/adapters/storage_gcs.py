@@ -92,6 +92,24 @@ class GcsStorage:
             f"{self.uri}/{name}: expected an object that is there or not (it came and went {_CREATE_ROUNDS} times)"
         )
 
+    def version(self, name: str) -> int:
+        def call() -> int:
+            blob = self._blob(name)
+            blob.reload(retry=None, timeout=self._request_seconds)
+            return int(blob.generation)
+
+        try:
+            return self._run(name, call)
+        except NotFoundError:
+            return 0
+
+    def replace(self, name: str, data: bytes, version: int) -> bool:
+        if self._store(name, data, if_generation_match=version):
+            return True
+        with suppress(NotFoundError):
+            return self.read(name) == data  # as a retry after a lost answer finds it
+        return False
+
     def exists(self, name: str) -> bool:
         def call() -> bool:
             found: bool = self._blob(name).exists(retry=None, timeout=self._request_seconds)

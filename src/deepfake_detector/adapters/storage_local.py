@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import shutil
 import stat
@@ -48,6 +49,20 @@ class LocalStorage:
                 return self.read(name) == data
         raise StorageError(f"{path}: expected a file that is there or not (it came and went {_CREATE_ROUNDS} times)")
 
+    def version(self, name: str) -> int:
+        path = self._path(name)
+        with os_errors(path):
+            return _version(path)
+
+    def replace(self, name: str, data: bytes, version: int) -> bool:
+        path = self._path(name)
+        with os_errors(path), _locked(path.parent):
+            if _version(path) == version:
+                with written_whole(path) as file:
+                    file.write(data)
+                return True
+            return path.is_file() and path.read_bytes() == data
+
     def exists(self, name: str) -> bool:
         path = self._path(name)
         with os_errors(path):
@@ -89,6 +104,27 @@ class LocalStorage:
 
     def _path(self, name: str) -> Path:
         return self._root / checked_name(name)
+
+
+def _version(path: Path) -> int:
+    """Each write makes a new file: its inode differs from that of the one it replaces, and its time from older ones."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    return status.st_mtime_ns << 64 | status.st_ino if stat.S_ISREG(status.st_mode) else 0
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep `replace` of other processes out of the folder, which is made; other writes do not ask."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _create(path: Path, data: bytes) -> bool:

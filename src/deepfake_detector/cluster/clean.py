@@ -17,6 +17,7 @@ from deepfake_detector.core.jobspec import is_over, run_selector
 from deepfake_detector.core.pods import COMPONENT, name_of
 from deepfake_detector.stages.runs import has_config, load_given
 
+UNSEEN = "Jobs in other namespaces may not be listed by this user: make sure that none of them works on this run."
 THREADS = 8  # a deletion is one request, and waits for the network
 
 Write = Callable[[str], None]
@@ -48,19 +49,19 @@ def clean(
 
     data: what is there is listed first, and the run's name is asked for by `ask`, unless `yes`. Only what
     `core.layout` names is deleted, config.json last, so that an interrupted clean goes on; videos never are. Returns
-    0. Raises ClusterError while a Job of the run is at work, NotFoundError when there is no run, ConfigError when the
-    answer is another one or the videos are among the run's data.
+    0. Raises ClusterError while a Job of the run is at work: in this namespace, and with `data` in any other one, as
+    far as this user may list them; NotFoundError when there is no run, ConfigError when the answer is another one or
+    the videos are among the run's data.
     """
     run = open_storage(run_uri)
-    jobs = cluster.jobs(run_selector(run.uri))
-    living = [name_of(job) for job in jobs if not is_over(job)]
-    if living:
-        raise ClusterError(f"{run.uri}: {', '.join(living)} at work: expected none (make stop RUN={run.uri} ends it)")
+    jobs, seen = _jobs_at_rest(cluster, run, everywhere=data)
     own = _own_objects(run) if data else []
-    if data and not _agreed(run, own, yes, ask, write):
-        raise ConfigError(f"nothing was removed: expected the run's name, {_name(run)!r}")
+    if data:
+        if not _agreed(run, own, "" if seen else UNSEEN, yes, ask, write):
+            raise ConfigError(f"nothing was removed: expected the run's name, {_name(run)!r}")
+        jobs, _ = _jobs_at_rest(cluster, run, everywhere=True)  # the question may have been open for long
     for job in jobs:
-        cluster.delete_job(name_of(job))
+        cluster.delete_job(name_of(job), uid=job["metadata"]["uid"])
         write(f"removed job {name_of(job)}")
     if not jobs:
         write(f"{run.uri}: no Jobs in {cluster}")
@@ -86,6 +87,21 @@ def describe(run: Storage, own: Sequence[Entry], strange: Sequence[Entry]) -> li
     return lines
 
 
+def _jobs_at_rest(cluster: Cluster, run: Storage, *, everywhere: bool) -> tuple[list[dict[str, Any]], bool]:
+    """The run's Jobs in this namespace, none of them at work, nor `everywhere`; and whether that could be seen."""
+    mine = cluster.jobs(run_selector(run.uri))
+    others = cluster.all_jobs(run_selector(run.uri)) if everywhere else []
+    for job in [*mine, *(others or [])]:
+        if not is_over(job):
+            namespace = job["metadata"].get("namespace", cluster.namespace)
+            here = namespace == cluster.namespace
+            raise ClusterError(
+                f"{run.uri}: {name_of(job)} at work{'' if here else f' in namespace {namespace}'}: expected none "
+                f"(make stop RUN={run.uri}{'' if here else f' NAMESPACE={namespace}'} ends it)"
+            )
+    return mine, others is not None
+
+
 def _own_objects(run: Storage) -> list[Entry]:
     if not has_config(run):
         raise NotFoundError(f"{run.uri}/{layout.CONFIG}: not found, expected a run (nothing was removed)")
@@ -108,13 +124,16 @@ def _refuse_videos(run: Storage, videos: str, own: Sequence[Entry]) -> None:
         raise ConfigError(f"{run.uri}/{inside}: is among the videos in {videos}: expected them outside the run's data")
 
 
-def _agreed(run: Storage, own: Sequence[Entry], yes: bool, ask: Ask, write: Write) -> bool:
+def _agreed(run: Storage, own: Sequence[Entry], warning: str, yes: bool, ask: Ask, write: Write) -> bool:
     strange = [entry for entry in run.list() if not _is_own(entry.name)]
     write("\n".join(describe(run, own, strange)))
     if yes:
+        if warning:
+            write(warning)
         return True
+    question = f"Type the run's name, {_name(run)}, to delete this: "
     try:
-        return ask(f"Type the run's name, {_name(run)}, to delete this: ").strip() == _name(run)
+        return ask(f"{warning}\n{question}" if warning else question).strip() == _name(run)
     except EOFError:
         raise ConfigError(
             "nothing was removed: expected an answer on a terminal, or --yes (make clean YES=1)"

@@ -197,7 +197,7 @@ def _add_clean(commands: Commands, parents: list[argparse.ArgumentParser]) -> No
 def _clean(arguments: argparse.Namespace) -> int:
     from deepfake_detector.cluster.clean import clean
 
-    with reach(arguments, arguments.run):
+    with reach(arguments, *([arguments.run] if arguments.data else [])):  # Jobs can be removed without any storage
         return clean(connect(arguments), arguments.run, data=arguments.data, yes=arguments.yes)
 
 
@@ -231,7 +231,6 @@ def _tensorboard(arguments: argparse.Namespace) -> int:
 
 
 def _at_least_one(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a whole number of at least 1")
+    return int(text)

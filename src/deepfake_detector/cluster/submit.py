@@ -1,8 +1,8 @@
 """A stage's Job: settings checked and stored, Job created or attached to, followed to its end.
 
 The order keeps every step safe to repeat and to cut off: nothing is written to the bucket before all checks have
-passed, the settings are there before the pods that read them, and a Job is created under a name that belongs to its
-stage and run alone, so that it exists once whoever submits.
+passed, and the settings are there before the pods that read them. What clients that submit at once do to each other:
+cluster/creation.py.
 """
 
 from __future__ import annotations
@@ -16,29 +16,18 @@ from typing import Any, Literal
 from deepfake_detector.adapters import kubectl
 from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.cluster.creation import Job, at_work, create_or_attach, jobs_of, require_settled
 from deepfake_detector.cluster.deploy import to_yaml
 from deepfake_detector.cluster.emulator import storage_access
 from deepfake_detector.cluster.results import describe, is_done, require_good
 from deepfake_detector.cluster.target import Target, overlay_folder
 from deepfake_detector.core import layout
-from deepfake_detector.core.config import Config, Stage, fingerprint, stage_settings
-from deepfake_detector.core.errors import EXIT_OK, ClusterAwayError, ClusterError, ConfigError, DataError
-from deepfake_detector.core.job_end import end_condition
-from deepfake_detector.core.jobspec import (
-    COMPONENT_LABEL,
-    SETTINGS,
-    Resources,
-    cpu_limit_of,
-    fill,
-    image_of,
-    is_over,
-    run_selector,
-    stage_job,
-    with_resources,
-)
-from deepfake_detector.core.pods import holds
-from deepfake_detector.stages.prepare import Cpus, prepare_run
-from deepfake_detector.stages.runs import has_config, load_config, records_storage
+from deepfake_detector.core.config import Config, Stage
+from deepfake_detector.core.errors import EXIT_OK, ClusterError, ConfigError, DataError
+from deepfake_detector.core.jobspec import Resources, cpu_limit_of, fill, stage_job, with_resources
+from deepfake_detector.core.pods import name_of
+from deepfake_detector.stages.prepare import Cpus, settle
+from deepfake_detector.stages.runs import Settlement, has_config, load_config, records_storage
 
 JobStage = Literal["preprocess", "train", "export"]
 
@@ -81,32 +70,38 @@ def submit(wanted: Submission, target: Target) -> int:
     with storage_access(cluster, target.overlay):
         wanted = replace(wanted, records=_run_of(wanted.records))
         run = open_storage(wanted.run)
-        active = _active(cluster, run)
-        _require_ready(run, wanted, active)
-        settle = partial(
-            prepare_run,
-            wanted.run,
-            recipe=wanted.recipe,
-            assignments=wanted.assignments,
-            videos=wanted.videos,
-            records=wanted.records,
-            cpus=cpus,
-            active=active.keys(),
-        )
-        _, config = settle(store=False)
-        if wanted.stage == "train":
-            require_good(_records_of(run, wanted), config)
-        job = _job(template, run, config, wanted, cluster.namespace)
+        propose = partial(_propose, run, wanted, cpus)
+        fill_in = partial(_fill, template, run, wanted, cluster.namespace)
+        active = at_work(jobs_of(cluster, run))
+        settlement = propose(active)
+        job = fill_in(settlement)
         if wanted.dry_run:
             print(to_yaml([job]), end="")
             return EXIT_OK
         if is_done(run, wanted.stage):
-            return _finish(run, wanted.stage, config)
+            return _finish(run, wanted.stage, settlement.config)
         if wanted.stage not in active:
             _check(cluster, target.overlay, wanted, job)
-        settle()
-        _create_or_attach(cluster, run, wanted.stage, job, config)
-        return _follow(cluster, run, config, wanted, job["metadata"]["name"])
+        name, settlement = create_or_attach(cluster, run, wanted.stage, propose, fill_in)
+        return _follow(cluster, run, settlement.config, wanted, name)
+
+
+def _propose(run: Storage, wanted: Submission, cpus: Cpus, active: Mapping[Stage, Job]) -> Settlement:
+    """The settings of the submission, beside the Jobs at work and all that the run holds already."""
+    _require_ready(run, wanted, active)
+    require_settled(run, active)
+    settlement = settle(
+        run,
+        recipe=wanted.recipe,
+        assignments=wanted.assignments,
+        videos=wanted.videos,
+        records=wanted.records,
+        cpus=cpus,
+        active=active.keys(),
+    )
+    if wanted.stage == "train":
+        require_good(settlement.records_of(run), settlement.config)
+    return settlement
 
 
 def _follow(cluster: Cluster, run: Storage, config: Config, wanted: Submission, name: str) -> int:
@@ -174,23 +169,13 @@ def _cpus(templates: Sequence[Mapping[str, Any]], wanted: Submission) -> Cpus:
     return Cpus(train_threads=limits["train"], decoders=limits["preprocess"])
 
 
-def _active(cluster: Cluster, run: Storage) -> dict[Stage, str]:
-    """The stages of the run whose Job is at work, and its name."""
-    at_work: dict[Stage, str] = {}
-    for job in cluster.jobs(run_selector(run.uri)):
-        stage = job["metadata"]["labels"].get(COMPONENT_LABEL)
-        if stage in ("preprocess", "train", "export") and not is_over(job):
-            at_work[stage] = job["metadata"]["name"]
-    return at_work
-
-
-def _require_ready(run: Storage, wanted: Submission, active: Mapping[Stage, str]) -> None:
+def _require_ready(run: Storage, wanted: Submission, active: Mapping[Stage, Job]) -> None:
     """The stages before this one are finished, and none is at work that does the same."""
     exporters: dict[JobStage, Stage] = {"train": "export", "export": "train"}
     other = exporters.get(wanted.stage)
     if other and other in active:
         raise ClusterError(
-            f"job {active[other]}: at work on {run.uri}, expected its end: it exports the model, too "
+            f"job {name_of(active[other])}: at work on {run.uri}, expected its end: it exports the model, too "
             f"(make {other} RUN={run.uri} attaches to it, make stop RUN={run.uri} ends it)"
         )
     if wanted.stage == "train":
@@ -223,9 +208,10 @@ def _records_of(run: Storage, wanted: Submission) -> Storage:
     return open_storage(wanted.records) if wanted.records else records_storage(run)
 
 
-def _job(
-    template: Mapping[str, Any], run: Storage, config: Config, wanted: Submission, namespace: str
+def _fill(
+    template: Mapping[str, Any], run: Storage, wanted: Submission, namespace: str, settlement: Settlement
 ) -> dict[str, Any]:
+    config = settlement.config
     completions = {"preprocess": config.data.shards, "train": config.train.workers, "export": 1}[wanted.stage]
     return fill(
         template,
@@ -235,52 +221,6 @@ def _job(
         image=wanted.image,
         completions=completions,
         parallelism=min(wanted.pods, completions) if wanted.stage == "preprocess" else completions,
-        settings_fingerprint=fingerprint(stage_settings(config, wanted.stage)),
+        settings_fingerprint=settlement.fingerprint(wanted.stage),
         resources=wanted.resources,
     )
-
-
-def _create_or_attach(cluster: Cluster, run: Storage, stage: Stage, job: Mapping[str, Any], config: Config) -> None:
-    name = job["metadata"]["name"]
-    there = cluster.get_job(name)
-    if there is not None and is_over(there):
-        print(f"job {name}: {_ending(there)}; removing it, to create it again", flush=True)
-        cluster.delete_job(name)
-        there = None
-    if there is None:
-        if cluster.create_job(job):
-            _require_undisturbed(cluster, run, name, stage, config)
-            print(f"created job {name}", flush=True)
-            return
-        there = cluster.get_job(name)  # somebody else was faster
-    if there is None:
-        raise ClusterAwayError(f"job {name} ({cluster}): removed by somebody else just now, expected it to stay")
-    _require_same_job(there, job)
-    print(f"attached to job {name}, created {there['metadata']['creationTimestamp']}", flush=True)
-
-
-def _require_undisturbed(cluster: Cluster, run: Storage, name: str, stage: Stage, config: Config) -> None:
-    """Two clients that submit different settings at once: the later writer's are stored, so this Job is not its."""
-    if stage_settings(load_config(run), stage) != stage_settings(config, stage):
-        cluster.delete_job(name)
-        raise ConfigError(
-            f"{run.uri}/{layout.CONFIG}: changed by somebody else just now, expected one client at a time "
-            f"(job {name} is removed again)"
-        )
-
-
-def _require_same_job(there: Mapping[str, Any], job: Mapping[str, Any]) -> None:
-    """The settings, which prepare_run compares by name, and what it can't know: they may be those of a lost race."""
-    name = job["metadata"]["name"]
-    made_with = (there["metadata"].get("annotations") or {}).get(SETTINGS)
-    if made_with != job["metadata"]["annotations"][SETTINGS]:
-        raise ConfigError(f"job {name}: at work with other settings, expected the same ones (make stop ends it)")
-    image, ours = image_of(there), image_of(job)
-    if image != ours:
-        print(f"job {name}: at work with image {image}, not {ours} (make stop ends it)", flush=True)
-
-
-def _ending(job: Mapping[str, Any]) -> str:
-    if failed := end_condition(job):
-        return f"failed before ({failed.get('reason', 'Failed')})"
-    return "ended before" if holds(job, "Complete") else "being removed"

@@ -173,6 +173,7 @@ def fill(
     container = _container(filled)
     container["image"] = image
     _set_variable(container, "RUN", run_uri)
+    _set_variable(container, "SETTINGS", f"{stage}:{settings_fingerprint}")
     if stage == "train":
         _set_variable(container, "PEERS", ",".join(peers(name, completions)))
         # A peer that never comes ends all of its peers' pods at the rendezvous' budget: so many rounds are tried.

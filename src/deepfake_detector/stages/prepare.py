@@ -11,6 +11,7 @@ from deepfake_detector.core.config import Config, Stage, override
 from deepfake_detector.core.errors import ConfigError, NotFoundError
 from deepfake_detector.core.recipes import resolve
 from deepfake_detector.stages.runs import (
+    Settlement,
     has_begun,
     has_config,
     inherit_records,
@@ -40,20 +41,36 @@ def prepare_run(
     records: str = "",
     cpus: Cpus | None = None,
     active: Collection[Stage] = (),
-    store: bool = True,
 ) -> tuple[Storage, Config]:
-    """Resolve the settings, check them against what the run already holds, and store them in config.json.
+    """Settle the settings (see `settle`), and store them in config.json. Nothing is written when it raises."""
+    run = open_storage(run_uri)
+    settlement = settle(
+        run, recipe=recipe, assignments=assignments, videos=videos, records=records, cpus=cpus, active=active
+    )
+    save_config(run, settlement.config, settlement.given, settlement.records, active)
+    return run, settlement.config
+
+
+def settle(
+    run: Storage,
+    *,
+    recipe: str | None,
+    assignments: Sequence[str],
+    videos: str = "",
+    records: str = "",
+    cpus: Cpus | None = None,
+    active: Collection[Stage] = (),
+) -> Settlement:
+    """Resolve the settings, and check them against what the run already holds. Writes nothing.
 
     recipe: None goes on with what was given to the run before, `assignments` on top of it; a run without settings
     then starts from DEFAULT_RECIPE. assignments: `key=value` strings. videos or records: where the videos, or another
     run's records, are; both may be given where they agree; neither, as given to the run before. cpus: None is this
     machine, shared by its local workers. active: stages whose Job lives; it was made with the settings that are
-    stored, which is as binding as a stage's marker. store: False resolves and checks only.
+    stored, which is as binding as a stage's marker.
     Raises ConfigError (unknown key, bad value, a setting that differs from those of a stage that is active or has
-    begun) and NotFoundError (no such run behind `records`, no such backbone weights). Nothing is written when it
-    raises.
+    begun) and NotFoundError (no such run behind `records`, no such backbone weights).
     """
-    run = open_storage(run_uri)
     before = load_given(run) if has_config(run) else {}
     if recipe is None:
         recipe = before.get("recipe") or DEFAULT_RECIPE
@@ -63,12 +80,9 @@ def prepare_run(
     config, records = _sourced(run, resolve(recipe, assignments), _keys(assignments), videos, records)
     _require_weights(config.model.weights)
     config = _settle_decoders(_settle_threads(config, run, cpus, active), cpus)
-    if not store:
-        require_agreement(run, config, records, active)
-        return run, config
+    require_agreement(run, config, records, active)
     given = {"recipe": recipe, "set": list(assignments), "videos": videos, "records": records}
-    save_config(run, config, given, records, active)
-    return run, config
+    return Settlement(config, given, records)
 
 
 def _keys(assignments: Sequence[str]) -> set[str]:

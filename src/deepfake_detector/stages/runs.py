@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import config as settings
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, Stage
-from deepfake_detector.core.errors import ConfigError, CorruptError, NotFoundError
+from deepfake_detector.core.errors import ConfigError, CorruptError, NotFoundError, StorageError
 from deepfake_detector.core.markers import (
     CheckpointMarker,
     DetectorManifest,
@@ -22,6 +23,33 @@ from deepfake_detector.core.markers import (
 )
 
 RECORDS_SECTIONS = ("data", "sampling", "faces", "limits")
+KEEP_ROUNDS = 5  # more means that somebody writes config.json all the time
+
+
+@dataclass(frozen=True)
+class Settlement:
+    """The content of config.json.
+
+    given: what the user gave: recipe, set (key=value strings), videos, records. records: URI of the run whose records
+    are trained on, where `--records` named one, or "" for the run's own.
+    """
+
+    config: Config
+    given: Mapping[str, Any] = field(default_factory=dict)
+    records: str = ""
+
+    def encode(self) -> bytes:
+        document = {"given": dict(self.given), "resolved": self.config.model_dump(mode="json"), "records": self.records}
+        return (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode()
+
+    def fingerprint(self, stage: Stage) -> str:
+        """Of all that a Job of the stage is bound to (SHA-256, hex): its settings, and whose records it uses."""
+        records = {"records": self.records} if self.records else {}
+        return settings.fingerprint({**settings.stage_settings(self.config, stage), **records})
+
+    def records_of(self, run: Storage) -> Storage:
+        """The run whose records are trained on: another one, or `run` itself."""
+        return open_storage(self.records) if self.records else run
 
 
 def has_config(run: Storage) -> bool:
@@ -30,12 +58,24 @@ def has_config(run: Storage) -> bool:
 
 def has_begun(run: Storage, stage: Stage) -> bool:
     """The stage has committed something, a checkpoint for instance."""
-    return any(stage == begun for begun, _, _ in _markers(run))
+    return bool(first_marker(run, stage))
+
+
+def first_marker(run: Storage, stage: Stage) -> str:
+    """The name of something that the stage has committed; "" where it has not begun."""
+    return next((name for begun, _, name in _markers(run) if begun == stage), "")
+
+
+def load_settlement(run: Storage) -> Settlement:
+    """All of config.json by one read; raises NotFoundError before anything was submitted to the run."""
+    document = _document(run)
+    config = settings.parse(document["resolved"], f"{run.uri}/{layout.CONFIG}")
+    return Settlement(config, document["given"], document["records"])
 
 
 def load_config(run: Storage) -> Config:
     """The resolved settings of the run; raises NotFoundError before anything was submitted to it."""
-    return settings.parse(_document(run)["resolved"], f"{run.uri}/{layout.CONFIG}")
+    return load_settlement(run).config
 
 
 def load_given(run: Storage) -> dict[str, Any]:
@@ -54,8 +94,36 @@ def save_config(
 ) -> None:
     """Write config.json, unless the settings may not change (require_agreement)."""
     require_agreement(run, config, records, active)
-    document = {"given": dict(given), "resolved": config.model_dump(mode="json"), "records": records}
-    run.write(layout.CONFIG, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode())
+    run.write(layout.CONFIG, Settlement(config, given, records).encode())
+
+
+def store_settlement(run: Storage, settlement: Settlement, version: int) -> bool:
+    """Write config.json where it has still the `version` (Storage.version); False when it was changed since.
+
+    Settings that are there already are not written again. What they may not contradict is not looked at.
+    """
+    content = settlement.encode()
+    if version and run.read(layout.CONFIG) == content:
+        return True
+    return run.replace(layout.CONFIG, content, version)
+
+
+def keep_settlement(run: Storage, settlement: Settlement, stage: Stage) -> None:
+    """Have config.json hold the settings with which the stage's Job was created, once it is created.
+
+    It is written in any case: a client that has not seen the Job, and is about to store other settings, must find
+    another version than the one that it has read. Settings that the stage does not depend on stay as they are stored.
+    Raises StorageError when it is changed all the time.
+    """
+    for _ in range(KEEP_ROUNDS):
+        version = run.version(layout.CONFIG)
+        stored = load_settlement(run) if version else settlement
+        agreed = stored if stored.fingerprint(stage) == settlement.fingerprint(stage) else settlement
+        if run.replace(layout.CONFIG, agreed.encode(), version):
+            return
+    raise StorageError(
+        f"{run.uri}/{layout.CONFIG}: changed by others {KEEP_ROUNDS} times in a row, expected it to stay"
+    )
 
 
 def require_agreement(run: Storage, config: Config, records: str = "", active: Collection[Stage] = ()) -> None:
