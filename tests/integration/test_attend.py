@@ -15,11 +15,17 @@ from pathlib import Path
 import pytest
 
 from deepfake_detector.adapters.machine import memory_use
+from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
+from deepfake_detector.core.config import Config
+from deepfake_detector.stages.runs import save_config
 from deepfake_detector.supervisor import sigterm
+from deepfake_detector.supervisor.attempts import POD_GONE, SHARD_DONE, Attempt, History
 from tests.integration.director import PATIENCE, ROOT, FakeWorker, Stage
+from tests.integration.gcs_server import GcsServer
 
 FAKE_PREPROCESS = (sys.executable, str(Path(__file__).with_name("fake_preprocess.py")))
+FAKE_EXPORT = (sys.executable, str(Path(__file__).with_name("fake_export.py")))
 
 
 class Pod(Stage):
@@ -47,9 +53,14 @@ class Pod(Stage):
 
     def logs(self, stage: str = "preprocess") -> list[str]:
         """The stored ends, in order, each without the output before it."""
-        names = [entry.name for entry in self.run.list(f"logs/{stage}/0/")]
+        names = [entry.name for entry in self.run.list(f"logs/{stage}/0/") if entry.name.endswith(".log")]
         assert names == [layout.log(stage, 0, number) for number in range(1, len(names) + 1)]
         return [self.run.read(name).decode().rpartition("--- ")[2].rstrip("\n") for name in names]
+
+    def reasons(self, shard: int | None = 0) -> list[str | None]:
+        """Why each attempt ended."""
+        names = [entry.name for entry in self.run.list(layout.attempts(shard))]
+        return [Attempt.model_validate_json(self.run.read(name)).reason for name in names]
 
 
 @pytest.fixture
@@ -61,7 +72,7 @@ def pod(tmp_path: Path) -> Iterator[Pod]:
 def test_success_leaves_no_log(pod: Pod) -> None:
     pod.launch().order(0)
     status, _ = pod.end(0)
-    assert (status, pod.message(), pod.logs()) == (0, "", [])
+    assert (status, pod.message(), pod.logs(), pod.reasons()) == (0, "", [], [SHARD_DONE])
 
 
 @pytest.mark.parametrize(
@@ -86,6 +97,7 @@ def test_each_end_has_a_log_of_its_own(pod: Pod) -> None:
         pod.launch().order(75, f"try {number}")
         assert pod.end(0)[0] == 75
     assert pod.logs() == [f"preprocess 0: exit 75: try {number}" for number in (1, 2, 3)]
+    assert pod.reasons() == [f"exit 75: try {number}" for number in (1, 2, 3)]
     assert b"some output\n" in pod.run.read(layout.log("preprocess", 0, 1))
 
 
@@ -104,16 +116,64 @@ def test_sigterm_ends_both_and_is_told(pod: Pod) -> None:
     assert pod.logs() == [f"preprocess 0: {sigterm.SAID}"]
 
 
-def test_sigterm_is_obeyed_while_storage_does_not_answer(pod: Pod, silent_server: str) -> None:
-    child = pod.launch(RUN="gs://videos/run", STORAGE_EMULATOR_HOST=silent_server)
-    assert pod.signal(0, signal.SIGTERM) == 143  # within PATIENCE, where storage alone would be asked for 300 s
-    child.wait_gone()
+def test_sigterm_is_obeyed_while_storage_does_not_answer(pod: Pod) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        pod.begin(RUN="gs://videos/run", STORAGE_EMULATOR_HOST=address)
+        silent.settimeout(PATIENCE)
+        silent.accept()
+        assert pod.signal(0, signal.SIGTERM) == 143  # within PATIENCE, where storage alone would be asked for 300 s
 
 
-@pytest.fixture
-def silent_server() -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+@pytest.mark.gcs
+def test_sigterm_is_obeyed_when_storage_answers_no_more(pod: Pod, gcs_server: GcsServer, gcs_bucket: str) -> None:
+    """Nothing can be told: the child is ended all the same, and its attempt was counted when it began."""
+    pod.run = open_storage(f"{gcs_bucket}/run")
+    save_config(pod.run, Config(), {}, "")
+    child = pod.launch(RUN=pod.run.uri)
+    with gcs_server.silent():
+        assert pod.signal(0, signal.SIGTERM) == 143
+        child.wait_gone()
+    assert pod.reasons() == [None]
+    assert History(pod.run, shard=0).in_vain("preprocess") == [POD_GONE]
+
+
+@pytest.mark.parametrize(
+    ("module", "shard", "whose"),
+    [
+        pytest.param("preprocess", 0, "shard 0", id="a shard"),
+        pytest.param("export", None, "the export", id="the export"),
+    ],
+)
+def test_attempts_are_bounded_whatever_ended_them(tmp_path: Path, module: str, shard: int | None, whose: str) -> None:
+    """Kubernetes counts none of the first two: SIGTERM, as by spot nodes, and a pod that is lost without a word."""
+    with Pod(tmp_path, settings={"operations.attempts": 3}) as pod:
+        command = FAKE_PREPROCESS if module == "preprocess" else FAKE_EXPORT
+        pod.launch(*command)
+        assert pod.signal(0, signal.SIGTERM) == 143
+        pod.launch(*command)
+        assert pod.signal(0, signal.SIGKILL) == -9
+        pod.launch(*command).order(75, "gs://b: away")
+        assert pod.end(0)[0] == 75
+        pod.begin(*command)
+        last = "exit 75: gs://b: away" if shard == 0 else "export: exit 75: gs://b: away"
+        told = sigterm.SAID if shard == 0 else f"export: {sigterm.SAID}"
+        line = (
+            f"3 attempts of {whose}: expected at most operations.attempts=3 over the run (raise it to go on); the last "
+            f"ended with {last}, before that {POD_GONE}, before that {told}"
+        )
+        assert pod.end(0) == (78, f"error: {line}")
+        assert pod.message() == f"{line}\n"
+        assert pod.reasons(shard) == [told, POD_GONE, last], "a refusal is no attempt"
+
+
+def test_attempts_before_a_success_do_not_count(tmp_path: Path) -> None:
+    """A shard that is made again, with videos that were lost, has all of its attempts."""
+    with Pod(tmp_path, settings={"operations.attempts": 2}) as pod:
+        for status in (75, 0, 75, 0):
+            pod.launch().order(status)
+            assert pod.end(0)[0] == status
+        assert len(pod.reasons()) == 4
 
 
 def test_the_child_does_not_outlive_a_parent_that_is_killed(pod: Pod) -> None:

@@ -18,11 +18,12 @@ from deepfake_detector.adapters import cluster as adapter
 from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.cluster import follow as following
+from deepfake_detector.cluster.changes import Changes
 from deepfake_detector.cluster.follow import follow
 from deepfake_detector.cluster.status import pods_in_words
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
-from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, EXIT_RETRY, ClusterError
+from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, EXIT_RETRY, EXIT_UNAVAILABLE, ClusterError
 from deepfake_detector.core.jobspec import RUN_LABEL, run_hash
 from deepfake_detector.display import Display
 from tests.integration.api_server import ApiServer
@@ -77,8 +78,18 @@ class Scene:
     def ended(self, kind: str, reason: str = "", message: str = "") -> None:
         self.job(conditions=[{"type": kind, "status": "True", "reason": reason, "message": message}])
 
-    def pod(self, index: int, case: str = "retry", *, phase: str = "", message: str = "", life: int = 0) -> None:
-        """A pod in a recorded state, or in a phase without any trouble."""
+    def pod(
+        self,
+        index: int,
+        case: str = "retry",
+        *,
+        phase: str = "",
+        message: str = "",
+        status: int = EXIT_PERMANENT,
+        life: int = 0,
+        **metadata: Any,
+    ) -> None:
+        """A pod in a recorded state, or in a phase without any trouble. status: of the exit, with `message`."""
         pod = copy.deepcopy(RECORDED[case]["pods"][0])
         labels = {
             **self._labels,
@@ -88,9 +99,12 @@ class Scene:
         if phase:
             pod["status"] = {"phase": phase}
         elif message:
-            pod["status"]["containerStatuses"][0]["state"]["terminated"] |= {"message": message, "exitCode": 78}
+            pod["status"]["containerStatuses"][0]["state"]["terminated"] |= {
+                "message": message,
+                "exitCode": status,
+            }
         owners = [{"uid": self.uid, "kind": "Job", "name": JOB}]
-        metadata = {"labels": labels, "ownerReferences": owners, "creationTimestamp": f"2026-01-01T00:00:0{life}Z"}
+        metadata |= {"labels": labels, "ownerReferences": owners, "creationTimestamp": f"2026-01-01T00:00:0{life}Z"}
         self._server.put("pods", f"{JOB}-{index}-{life}", metadata=metadata, spec=pod["spec"], status=pod["status"])
 
 
@@ -183,6 +197,33 @@ def test_a_failure_is_told_again_when_it_happens_again(scene, following_it, line
     assert status.result(SECONDS) == EXIT_RETRY
 
 
+NOT_THERE = "not there after 60 s, expected its supervisor to register (operations.rendezvous_seconds)"
+
+
+def test_a_worker_that_never_comes_ends_the_display_with_why(scene, server, following_it, lines, capsys):
+    """Room for one of two workers: the first gives up after its budget, and the Job with it."""
+    status = following_it()
+    scene.pod(0, phase="Running")
+    scene.pod(1, "cpu")
+    pending = "worker 1: pending for lack of cpu (asked 64, free 1.99 on node-1)"
+    lines.wait_for(pending)
+    scene.pod(0, message=f"worker 1 ({JOB}-1.training:2220): {NOT_THERE}", status=EXIT_UNAVAILABLE)
+    server.remove("pods", f"{JOB}-1-0")  # by the Job's controller
+    message = f"Container stage for pod mine/{JOB}-0-0 failed with exit code 69 matching FailJob rule at index 0"
+    scene.ended("FailureTarget", "PodFailurePolicy", message)
+    reason = f"worker 0: exit 69: worker 1 ({JOB}-1.training:2220): {NOT_THERE}; {pending}"
+    lines.wait_for(f"fails: {reason}; its other pods are ended")
+    scene.ended("Failed", "PodFailurePolicy", message)
+    assert status.result(SECONDS) == EXIT_RETRY
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"error: job {JOB} has failed: {reason}"
+    assert said[2].strip() == (
+        "lower REQUESTS or the number of pods, or add a node; the same command again goes on from what is done"
+    )
+    lines.wait_for(f"worker 1 ({JOB}-1.training:2220): never came: its peers waited 60 s for it")
+    assert not any("its Job starts another pod" in line for line in lines.all)
+
+
 def test_an_api_server_that_is_away_is_told_once_and_waited_for(
     scene, server, following_it, lines, run, monkeypatch: pytest.MonkeyPatch
 ):
@@ -221,10 +262,38 @@ def test_ctrl_c_leaves_the_work_alone(scene, server, cluster, run, capsys):
     assert not [request for request in server.requests if request.startswith("DELETE")]
 
 
-def test_pods_that_go_with_their_job_are_no_trouble(server, scene, following_it, lines):
-    job = server.objects[f"jobs/{JOB}"]
-    job["metadata"]["deletionTimestamp"] = "2026-01-01T00:01:00Z"
+def delete_job(server, **metadata: Any) -> None:
+    job = copy.deepcopy(server.objects[f"jobs/{JOB}"])
+    job["metadata"] |= {"deletionTimestamp": "2026-01-01T00:01:00Z", **metadata}
     server.put("jobs", JOB, **job)
+
+
+def test_who_holds_a_deleted_job_is_told(server, scene, following_it, lines):
+    """A pod whose node vanished, then a finalizer that nobody removes."""
+    node = copy.deepcopy(RECORDED["nodes"][0])
+    node["status"]["conditions"] = [{"type": "Ready", "status": "Unknown"}]
+    server.put("nodes", "node-1", **node)
+    scene.pod(0, phase="Running", deletionTimestamp="2026-01-01T00:01:10Z")
+    delete_job(server, finalizers=["foregroundDeletion", "example.com/keeps"])
+    status = following_it()
+    lines.wait_for("worker 0: node node-1 does not answer: it holds its deleted Job (kubectl delete node node-1, if")
+    server.remove("pods", f"{JOB}-0-0")
+    lines.wait_for(f"{JOB}: is being deleted since 00:01:00 UTC, but kept by the finalizer example.com/keeps: whoever")
+    server.remove("jobs", JOB)
+    assert status.result(SECONDS) == EXIT_RETRY
+    assert lines.all[-1] == f"job {JOB}: was deleted; the same command begins it again"
+
+
+def test_a_job_that_is_deleted_before_it_is_watched_is_gone(scene, server, cluster):
+    changes = Changes(cluster, JOB)
+    server.remove("jobs", JOB)
+    with changes:
+        while not changes.gone:
+            assert changes.wait(SECONDS)
+
+
+def test_pods_that_go_with_their_job_are_no_trouble(server, scene, following_it, lines):
+    delete_job(server)
     scene.pod(0, message="asked to end (SIGTERM)")
     status = following_it()
     server.remove("jobs", JOB)

@@ -100,7 +100,7 @@ def test_shards_fail_and_are_tried_again(local: Local) -> None:
     status, output, _ = local.result()
     assert status == 0
     assert f"preprocess {first.rank}: exit 137: killed by signal 9 (SIGKILL); again (1 of 3)" in output
-    logs = [entry.name for entry in local.run.list(f"logs/preprocess/{first.rank}/")]
+    logs = [entry.name for entry in local.run.list(f"logs/preprocess/{first.rank}/") if entry.name.endswith(".log")]
     assert logs == [layout.log("preprocess", first.rank, 1)]
     assert local.run.read(logs[0]).endswith(b": killed by signal 9 (SIGKILL)\n")
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import queue
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from deepfake_detector.adapters import cluster as adapter
+from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.cluster import logs
 from deepfake_detector.cluster.logs import TAIL_LINES, show_logs
 from deepfake_detector.core.errors import NotFoundError
+from tests.integration.api_server import ApiServer
 from tests.integration.stand_in import StandIn, job, pod
+
+SECONDS = 20.0
 
 STORED = {
     "logs/train/0/00001.log": "step 1\n--- worker 0: lost its peer\n",
@@ -164,3 +173,86 @@ def test_any_uri_of_the_run_selects_its_pods(tmp_path: Any) -> None:
     lines: list[str] = []
     show_logs(cluster, f"{run.uri}/", write=lines.append)
     assert lines[-1] == "here"
+
+
+@pytest.fixture
+def vanishing(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Storage:
+    """A run whose one Job has a pod that runs, and of whose log no more comes."""
+    monkeypatch.setattr(logs, "LAST_WORDS_SECONDS", 0.05)
+    run = open_storage(str(tmp_path / "run"))
+    server.endless_logs = True
+    server.put("jobs", "train-first-0", **job(run.uri))
+    server.put("pods", POD, **pod(run.uri, "train", 0))
+    return run
+
+
+POD = "train-first-0-0-abcde"
+
+
+def given_up(server: ApiServer, run: Storage) -> None:
+    """Its node does not answer: the node controller deletes the pod, which nobody ends."""
+    thing = pod(run.uri, "train", 0)
+    thing["metadata"] |= {"deletionTimestamp": "2026-01-01T00:00:40Z", "deletionGracePeriodSeconds": 0}
+    server.put("pods", POD, **thing)
+
+
+def failed(server: ApiServer, run: Storage) -> None:
+    server.put("pods", POD, **pod(run.uri, "train", 0, "Failed"))
+
+
+def removed(server: ApiServer, run: Storage) -> None:
+    server.remove("pods", POD)
+
+
+@pytest.mark.parametrize("vanish", [given_up, failed, removed])
+def test_a_stream_that_does_not_end_is_left_when_its_pod_has_ended(
+    vanishing: Storage, server: ApiServer, cluster: Cluster, vanish: Callable[[ApiServer, Storage], None]
+) -> None:
+    heard: queue.Queue[str] = queue.Queue()
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(show_logs, cluster, vanishing.uri, follow=True, write=heard.put)
+        lines = [heard.get(timeout=SECONDS) for _ in range(2)]
+        vanish(server, vanishing)
+        lines.append(heard.get(timeout=SECONDS))
+        server.put("jobs", "train-first-0", **job(vanishing.uri, ended="Failed"))
+        assert following.result(timeout=SECONDS) == 0
+    assert lines == [
+        f"== {POD}: worker 0 runs on node-1",
+        "worker 0: first",
+        f"worker 0: (no more comes of pod {POD}, which has ended or was lost with its node)",
+    ]
+
+
+def test_a_job_that_is_deleted_before_it_is_watched_is_over(
+    vanishing: Storage, server: ApiServer, cluster: Cluster
+) -> None:
+    server.remove("pods", POD)
+
+    def delete(answer: str) -> None:
+        if answer == "list jobs" and "jobs/train-first-0" in server.objects:
+            server.remove("jobs", "train-first-0")
+
+    vanishing.write("logs/train/0/00001.log", b"step 1\n")
+    server.before_answer = delete
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(show_logs, cluster, vanishing.uri, follow=True, write=lambda _: None)
+        assert following.result(timeout=SECONDS) == 0
+
+
+def test_an_api_server_that_is_away_is_told_and_waited_for(
+    vanishing: Storage, server: ApiServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(adapter, "RETRY_SECONDS", (0.01, 0.01))
+    heard: queue.Queue[str] = queue.Queue()
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(show_logs, cluster, vanishing.uri, follow=True, write=heard.put)
+        server.wait_for_watches(2)
+        server.refusals.extend([(503, {"message": "starting"})] * 12)
+        server.drop_watches()
+        while "waiting for it" not in heard.get(timeout=SECONDS):
+            pass
+        while heard.get(timeout=SECONDS) != "(the API server answers again)":
+            pass
+        server.remove("pods", POD)
+        server.remove("jobs", "train-first-0")
+        assert following.result(timeout=SECONDS) == 0

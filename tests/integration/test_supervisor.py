@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import signal
-import socket
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import WaitError
-from deepfake_detector.supervisor import member, sigterm
-from deepfake_detector.supervisor.keeper import Peer
-from deepfake_detector.supervisor.member import Place
+from deepfake_detector.core.errors import EXIT_UNAVAILABLE
+from deepfake_detector.supervisor import sigterm
 from jobs.train import main
-from tests.integration.director import PATIENCE, TRAIN, FakeWorker, Stage
-from tests.integration.fake_train import FAKE
+from tests.integration.director import FakeWorker, Stage
 
 KILLED = "killed by signal 9 (SIGKILL)"
 DONE = ["training is complete", "the model is exported"]
@@ -176,23 +169,6 @@ def test_attempts_are_counted_over_restarts(tmp_path: Path) -> None:
         assert stage.end(0) == (78, f"error: {said}")
 
 
-def test_peer_that_never_comes_is_named(tmp_path: Path) -> None:
-    with Stage(tmp_path, settings={"operations.rendezvous_seconds": 0.5}) as stage:
-        here, there = stage.peers.split(",")
-        stage.start(0)
-        assert stage.end(0) == (
-            75,
-            f"error: worker 1 ({there}): not there after 0.5 s, expected its supervisor to register "
-            "(operations.rendezvous_seconds)",
-        )
-        stage.start(1)
-        assert stage.end(1) == (
-            75,
-            f"error: supervisor 0 ({here}): no answer for 0.5 s (Connect call failed ('127.0.0.1', "
-            f"{here.rpartition(':')[2]})), expected it to keep the rendezvous (operations.rendezvous_seconds)",
-        )
-
-
 def supervisor_log(stage: Stage, index: int, number: int = 1) -> str:
     return stage.run.read(layout.supervisor_log("train", index, number)).decode()
 
@@ -205,7 +181,7 @@ def test_why_a_supervisor_ended_is_kept_in_the_run(tmp_path: Path) -> None:
             stage.start(0, TERMINATION_LOG=str(message))
             status, line = stage.end(0)
             said = line.removeprefix("error: ")
-            assert (status, message.read_text()) == (75, f"{said}\n")
+            assert (status, message.read_text()) == (EXIT_UNAVAILABLE, f"{said}\n")
             there = stage.peers.split(",")[1]
             assert f"waiting for worker 1 ({there})\n" in supervisor_log(stage, 0, number)
             assert supervisor_log(stage, 0, number).endswith(f"--- supervisor 0: {said}\n")
@@ -229,97 +205,12 @@ def test_ends_of_children_are_no_message_of_the_pod(stage: Stage) -> None:
     assert not message.exists()
 
 
-def take_part_by_name(stage: Stage, direct: Callable[[], None]) -> None:
-    """Supervisor 0 is a process of its own, 1 is in this one, where DNS is a stand-in; `direct` leads the children."""
-    port = int(stage.peers.split(",")[0].rpartition(":")[2])
-    peers = (Peer("a-0.training", port), Peer("a-1.training", 1))
-    place = Place(1, peers, "127.0.0.1", 20_008, stage.folder, stage.environment(1))
-    supervisor = member.Member(place, stage.run, (*FAKE, "train"), patience=PATIENCE)
-
-    async def take_part() -> None:
-        error, _ = await asyncio.gather(supervisor.run(), asyncio.to_thread(direct))
-        assert error is None
-
-    stage.start(0)
-    asyncio.run(take_part())
-    assert stage.end(0)[0] == 0
-
-
-def test_a_keeper_is_found_under_the_address_that_its_name_has_now(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DNS lags behind a pod that starts, and behind one that was replaced and has another address."""
-    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-    answers: deque[str | Exception] = deque([unknown, "127.0.0.1"])
-    resolve = socket.getaddrinfo
-
-    def lagging_dns(host: str, *options: int) -> object:
-        if host != "a-0.training":
-            return resolve(host, *options)
-        answer = answers.popleft() if len(answers) > 1 else answers[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return resolve(answer, *options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", lagging_dns)
-
-    def direct() -> None:
-        first = stage.cast()
-        answers.extend([unknown, "127.0.0.2"])  # after another 127.0.0.1, where nobody is any more
-        stage.signal(0, signal.SIGKILL)
-        for child in first:
-            child.wait_gone()
-        stage.start(0, POD_IP="127.0.0.2")
-        second = stage.cast()
-        assert [child.cluster[0] for child in second] == ["127.0.0.2:20002"] * 2
-        for child in reversed(second):
-            child.order(0, marker=True)
-        stage.cast(1)[0].order(0, marker=True)
-
-    take_part_by_name(stage, direct)
-
-
-def test_a_keeper_is_found_where_it_says_it_is_while_its_name_is_unknown(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A cluster's DNS may answer for 30 s that a pod's name does not exist, and an older address may be anybody's."""
-    resolve = socket.getaddrinfo
-
-    def ignorant_dns(host: str, *options: int) -> object:
-        if host == "a-0.training":
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return resolve(host, *options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", ignorant_dns)
-    stage.run.write(layout.RENDEZVOUS, b'{"host": "127.0.0.1", "port": 1}')  # of a pod that is gone
-
-    def direct() -> None:
-        for child in reversed(stage.cast()):
-            child.order(0, marker=True)
-        stage.cast(1)[0].order(0, marker=True)
-
-    take_part_by_name(stage, direct)
-
-
-def test_keeper_that_accepts_but_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a stopped process does: the kernel completes the connection for it."""
-    monkeypatch.setattr(member, "CONNECT_SECONDS", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        peer = Peer(*silent.getsockname())
-        place = Place(1, (peer, peer), "127.0.0.1", 20_000, tmp_path, {})
-        silenced = member.Member(place, open_storage(str(tmp_path / "run")), TRAIN, patience=0.3)
-        with pytest.raises(
-            WaitError, match=r"no answer for 0.3 s \(silent for 0.1 s\), expected it to keep the rendezvous"
-        ):
-            asyncio.run(asyncio.wait_for(silenced.run(), PATIENCE))
-
-
 def test_supervisor_of_another_run_is_refused(stage: Stage, tmp_path: Path) -> None:
     with Stage(tmp_path / "other", settings={"operations.rendezvous_seconds": 0.5}) as other:
         other.peers = stage.peers
         stage.start(0)
         other.start(1)
-        assert other.end(1)[0] == 75
+        assert other.end(1)[0] == EXIT_UNAVAILABLE
     stage.start(1)
     finish(stage, stage.cast())
 

@@ -45,6 +45,8 @@ def test_the_first_attempt_tells_its_moments_in_order(tmp_path: Path) -> None:
         "imported",
         "strategy",
         "staged",
+        "agreed",
+        "model",
         "built",
         "first_step",
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from deepfake_detector.core.errors import EXIT_PERMANENT, EXIT_TERMINATED
+from deepfake_detector.core.errors import EXIT_PERMANENT, EXIT_TERMINATED, EXIT_UNAVAILABLE
 from deepfake_detector.core.jobspec import CONTAINER
 from tests.manifests.golden_files import OVERLAYS, STAGES, Manifest, of_kind, the
 
@@ -22,11 +22,11 @@ def test_there_is_one_job_for_each_stage(overlay: str) -> None:
 
 @each_job
 def test_failures_are_judged_by_exit_status_in_order(job: Manifest, stage: str) -> None:
-    def on_exit(status: int) -> dict[str, object]:
-        return {"containerName": CONTAINER, "operator": "In", "values": [status]}
+    def on_exit(*statuses: int) -> dict[str, object]:
+        return {"containerName": CONTAINER, "operator": "In", "values": list(statuses)}
 
     assert job["spec"]["podFailurePolicy"]["rules"] == [
-        {"action": "FailJob", "onExitCodes": on_exit(EXIT_PERMANENT)},
+        {"action": "FailJob", "onExitCodes": on_exit(EXIT_UNAVAILABLE, EXIT_PERMANENT)},
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "Ignore", "onExitCodes": on_exit(EXIT_TERMINATED)},
     ]

@@ -12,9 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deepfake_detector.core.diagnosis import Kind, Surroundings, diagnose, ranges
+from deepfake_detector.core.diagnosis import diagnose
+from deepfake_detector.core.findings import Kind, ranges
 from deepfake_detector.core.job_end import job_end
+from deepfake_detector.core.placement import Surroundings
 from deepfake_detector.core.pods import state_of
+from deepfake_detector.core.waiting import rendezvous_missing, workers_missing
 
 RECORDED = json.loads(Path(__file__).with_name("recorded_jobs.json").read_text())
 NODES = RECORDED.pop("nodes")
@@ -50,7 +53,7 @@ def findings(name: str, around: Surroundings = AROUND) -> list[str]:
         pytest.param(
             "volume",
             'worker 0: waits for a volume: MountVolume.SetUp failed for volume "key" : secret "gcs-key" not found: '
-            "make deploy creates what pods need once",
+            "create it (k8s/components/bucket-key says how)",
             id="secret that is mounted",
         ),
         pytest.param(
@@ -175,18 +178,16 @@ def failed_with(message: str, *, status: int = 75, times: int = 1) -> Any:
             id="credentials",
         ),
         pytest.param(
-            "worker 1 (train-x-1.training:2220): not there after 60 s, expected its supervisor to register "
-            "(operations.rendezvous_seconds)",
+            workers_missing({1: "train-x-1.training:2220"}, 60.0),
             Kind.PEER,
-            "worker 1 (train-x-1.training:2220): never came: worker 0 waited 60 s for it: see why its pod does not "
+            "worker 1 (train-x-1.training:2220): never came: its peers waited 60 s for it: see why its pod does not "
             "run, or raise operations.rendezvous_seconds",
             id="a peer that never came",
         ),
         pytest.param(
-            "supervisor 0 (train-x-0.training:2220): no answer for 60 s (connection refused), expected it to keep "
-            "the rendezvous (operations.rendezvous_seconds)",
+            rendezvous_missing("train-x-0.training:2220", 60.0, "connection refused"),
             Kind.PEER,
-            "worker 0: did not answer: worker 0 waited 60 s for it: see why its pod does not run, or raise "
+            "worker 0: did not answer: its peers waited 60 s for it: see why its pod does not run, or raise "
             "operations.rendezvous_seconds",
             id="a chief that never came",
         ),

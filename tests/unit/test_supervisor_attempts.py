@@ -7,7 +7,7 @@ import pytest
 from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import CorruptError, WaitError
-from deepfake_detector.supervisor.attempts import AttemptWorker, History
+from deepfake_detector.supervisor.attempts import POD_GONE, SHARD_DONE, AttemptWorker, History
 
 WORKERS = [AttemptWorker(index=0, rank=0, address="127.0.0.1:2223")]
 
@@ -40,3 +40,21 @@ def test_a_damaged_attempt_is_named(tmp_path: Path) -> None:
     run.write(layout.attempt(1), b"{")
     with pytest.raises(CorruptError, match=r"logs/attempts/00001\.json"):
         History(run)
+
+
+def test_each_shard_counts_its_own_attempts_since_its_last_success(tmp_path: Path) -> None:
+    run = open_storage(str(tmp_path))
+    for shard, reasons in ((0, ["a", SHARD_DONE, "b", "c"]), (1, [])):
+        history = History(run, shard=shard)
+        for reason in reasons:
+            history.open(history.last + 1, "preprocess", [])
+            history.close(reason)
+    assert History(run, shard=0).in_vain("preprocess") == ["c", "b"]
+    assert History(run, shard=1).in_vain("preprocess") == []
+    assert History(run).last == 0
+
+
+def test_a_pod_that_was_lost_without_a_word_has_used_its_attempt(tmp_path: Path) -> None:
+    run = open_storage(str(tmp_path))
+    History(run, shard=3).open(1, "preprocess", [])
+    assert History(run, shard=3).in_vain("preprocess") == [POD_GONE]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from deepfake_detector.core.errors import ClusterAwayError, ClusterError
@@ -43,10 +43,10 @@ class Changes:
         self._updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
         labels = job["metadata"].get("labels") or {}
         mine = ",".join(f"{name}={labels[name]}" for name in SELECTING if name in labels)
-        watches: tuple[tuple[Kind, str, Callable[[str, Object], None]], ...] = (
-            ("jobs", mine, self._take_job),
-            ("pods", f"batch.kubernetes.io/job-name={job_name}", self._take_pod),
-            ("events", "", self._take_event),
+        watches: tuple[tuple[Kind, str, Sequence[Object], Callable[[str, Object], None]], ...] = (
+            ("jobs", mine, (job,), self._take_job),  # one that is deleted before the watch begins is missed otherwise
+            ("pods", f"batch.kubernetes.io/job-name={job_name}", (), self._take_pod),
+            ("events", "", (), self._take_event),
         )
         self._threads = [threading.Thread(target=self._watch, args=watch, daemon=True) for watch in watches]
 
@@ -86,7 +86,7 @@ class Changes:
             self._updates.get()()
         return True
 
-    def _watch(self, kind: Kind, selector: str, take: Callable[[str, Object], None]) -> None:
+    def _watch(self, kind: Kind, selector: str, known: Sequence[Object], take: Callable[[str, Object], None]) -> None:
         def lost(reason: str) -> None:
             self._updates.put(lambda: self._away.update({kind: reason}))
 
@@ -94,7 +94,9 @@ class Changes:
             self._updates.put(lambda: self._away.clear())
 
         try:
-            for change, thing in self._cluster.watch(kind, selector, stop=self._stop, on_away=lost, on_back=back):
+            for change, thing in self._cluster.watch(
+                kind, selector, known=known, stop=self._stop, on_away=lost, on_back=back
+            ):
                 self._updates.put(lambda change=change, thing=thing: take(change, thing))  # type: ignore[misc]
         except Exception as error:  # told by the thread that waits
             self._updates.put(lambda error=error: _raise(error))  # type: ignore[misc]

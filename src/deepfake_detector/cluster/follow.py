@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,13 @@ from deepfake_detector.cluster.results import MARKERS, is_done
 from deepfake_detector.core import pods as pod_status
 from deepfake_detector.core import timeline
 from deepfake_detector.core.config import Config, Stage
-from deepfake_detector.core.diagnosis import NOTHING_KNOWN, Kind, Surroundings, diagnose
+from deepfake_detector.core.diagnosis import diagnose
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, EXIT_RETRY, DetectorError, StorageError
+from deepfake_detector.core.findings import Finding, Kind
 from deepfake_detector.core.job_end import JobEnd, job_end
+from deepfake_detector.core.placement import NOTHING_KNOWN, Surroundings
 from deepfake_detector.core.pods import Manifest, index_of, name_of, phase_of
+from deepfake_detector.core.waiting import in_vain
 from deepfake_detector.display import Display, ExportDisplay, PreprocessDisplay, TrainDisplay
 
 if TYPE_CHECKING:
@@ -40,16 +43,18 @@ def follow(cluster: Cluster, run: Storage, stage: Stage, job_name: str, config: 
     """Show a Job until it ends; returns the exit status, after saying the reason of a failure.
 
     0: it is complete and the stage's marker is in the run; 78: it failed and no retry can help; 75: it failed
-    otherwise, or was deleted; 130: Ctrl-C, which leaves the work alone. An API server or storage that is away is
-    waited for. Sends three watches, and requests for nodes only while a pod has none. Progress that can't be read
-    is said and changes no status. Raises ClusterError where the Job is not there or may not be watched.
+    otherwise, or was deleted; 130: Ctrl-C, which leaves the work alone. A training whose workers do not all come fails
+    by itself (core/waiting.py says when); which of them has not come, and why, is said then. A Job none of whose pods
+    has a node waits in the cluster's queue, as its display says. An API server or storage that is away is waited for.
+    Sends three watches, and requests for nodes only while a pod has none. Progress that can't be read is said and
+    changes no status. Raises ClusterError where the Job is not there or may not be watched.
     """
     requests, begun = cluster.requests, time.monotonic()
     try:
         with Changes(cluster, job_name) as changes, _display(run, stage, config) as display:
             follower = _Follower(cluster, run, stage, changes, display)
             with _Looker(display, follower.at_work) as looker:
-                status = follower.run_to_the_end()
+                status = follower.run_to_the_end(looker)
             if looker.error:
                 raise looker.error
             if isinstance(display, TrainDisplay):
@@ -78,6 +83,7 @@ class _Follower:
         self._cluster, self._run, self._stage = cluster, run, stage
         self._changes, self._display = changes, display
         self._notices = Notices()
+        self._troubles: dict[int, Finding] = {}  # by index: the latest that kept its pod from running
         self._away_since: float | None = None
         self._told_away = False
         self._around = NOTHING_KNOWN
@@ -88,9 +94,11 @@ class _Follower:
         """The indexes whose pods run. Called from the thread that looks at the run."""
         return {index_of(pod) for pod in self._changes.pods if phase_of(pod) == "Running"}
 
-    def run_to_the_end(self) -> int:
+    def run_to_the_end(self, looker: _Looker) -> int:
         while True:
             self._changes.wait(TICK_SECONDS)
+            if isinstance(looker.error, BrokenPipeError):  # nobody reads what is shown
+                raise looker.error
             self._tell_reachability()
             if self._changes.gone:
                 self._display.say(f"  job {name_of(self._changes.job)}: was deleted; the same command begins it again")
@@ -115,15 +123,24 @@ class _Follower:
 
     def _tell_pods(self) -> None:
         changes = self._changes
-        if "deletionTimestamp" in changes.job["metadata"]:  # its pods go with it, which is no trouble of theirs
-            return
+        end = job_end(changes.job, changes.pods)
         found = diagnose(changes.job, changes.pods, changes.events, self._surroundings(), datetime.now(UTC))
-        self._display.note(pods=count_in_words(changes.pods))
-        told_at_the_end = (Kind.JOB, Kind.DEADLINE) if job_end(changes.job, changes.pods) else ()
+        if end is None:  # from then on its controller deletes what does not run
+            self._remember(found)
+        told_at_the_end = (Kind.JOB, Kind.DEADLINE) if end else ()
         found = [finding for finding in found if finding.kind not in told_at_the_end]
-        for line in [*self._notices.states(changes.job, changes.pods), *self._notices.findings(found)]:
+        lines = self._notices.findings(found, time.monotonic(), last=end is not None)
+        if "deletionTimestamp" not in changes.job["metadata"]:  # else its pods go with it, which is no news
+            self._display.note(pods=count_in_words(changes.pods))
+            lines = [*self._notices.states(changes.job, changes.pods), *lines]
+        for line in lines:
             self._display.say(f"  {line}")
         self._display.bar.refresh()  # its clock
+
+    def _remember(self, found: Sequence[Finding]) -> None:
+        self._troubles |= {index: finding for finding in found for index in finding.indexes}
+        for index in self.at_work():
+            self._troubles.pop(index, None)
 
     def _surroundings(self) -> Surroundings:
         """Nodes and all pods, while some pod looks for a node or may have lost its own."""
@@ -143,7 +160,8 @@ class _Follower:
             return True
         if self._failed_at is None:
             self._failed_at = time.monotonic()
-            self._display.say(f"  job {name_of(self._changes.job)} fails: {end.reason}; its other pods are ended")
+            job = name_of(self._changes.job)
+            self._display.say(f"  job {job} fails: {self._reason(end)}; its other pods are ended")
         return time.monotonic() - self._failed_at > SETTLE_SECONDS
 
     def _tell_end(self, end: JobEnd) -> int:
@@ -158,12 +176,22 @@ class _Follower:
                 f"error: job {job} is complete, but {where} is not there (make status RUN={run.uri})", file=sys.stderr
             )
             return EXIT_RETRY
-        print(f"error: job {job} has failed: {end.reason}", file=sys.stderr)
+        print(f"error: job {job} has failed: {self._reason(end)}", file=sys.stderr)
         print(f"next: make logs RUN={run.uri} STAGE={self._stage}", file=sys.stderr)
         if end.permanent:
             return EXIT_PERMANENT
-        print(f"      {end.remedy}", file=sys.stderr)
+        remedies = [finding.remedy for finding in self._of_awaited(end) if finding.remedy]
+        print(f"      {'; '.join([*remedies, end.remedy])}", file=sys.stderr)
         return EXIT_RETRY
+
+    def _reason(self, end: JobEnd) -> str:
+        """With what kept those pods from running that their peers awaited in vain."""
+        return "; ".join([end.reason, *(f"{each.subject}: {each.problem}" for each in self._of_awaited(end))])
+
+    def _of_awaited(self, end: JobEnd) -> list[Finding]:
+        awaited = in_vain(end.reason)
+        known = [self._troubles.get(index) for index in awaited.indexes] if awaited else []
+        return list(dict.fromkeys(finding for finding in known if finding))
 
 
 def _asks_for_nodes(pod: Manifest) -> bool:
@@ -209,9 +237,12 @@ class _Looker:
             except DetectorError as error:
                 self._display.say(f"  {error}: no progress is shown any more")
                 return
-            except Exception as error:  # a mistake of ours: raised by the thread that waits, at the end
-                self._display.say(f"  {error!r}: no progress is shown any more")
+            except BrokenPipeError as error:  # raised by the thread that waits, at once
                 self.error = error
+                return
+            except Exception as error:  # a mistake of ours: raised by the thread that waits, at the end
+                self.error = error
+                self._display.say(f"  {error!r}: no progress is shown any more")
                 return
             else:
                 if away:

@@ -16,9 +16,20 @@ from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core.errors import EXIT_OK, ClusterError, NotFoundError
 from deepfake_detector.core.jobspec import is_over, run_selector
-from deepfake_detector.core.pods import COMPONENT, FINISHED, created, index_of, name_of, phase_of, state_of, subject_of
+from deepfake_detector.core.pods import (
+    COMPONENT,
+    FINISHED,
+    Manifest,
+    created,
+    index_of,
+    name_of,
+    phase_of,
+    state_of,
+    subject_of,
+)
 
 TAIL_LINES = 100  # of each running pod, where none was asked for by POD
+LAST_WORDS_SECONDS = 10.0  # for the rest of a pod's output to come, once it has ended, or should have
 _STORED = re.compile(r"logs/([a-z]+)/(\d+)/(?:supervisor-)?\d{5}\.log")
 _POD_NAME = re.compile(r"([a-z]+)-.*-(\d+)-[a-z0-9]{5}")  # <stage>-<slug>-<hash>-<index>-<random>
 
@@ -33,11 +44,11 @@ class Wanted:
     stage: str = ""
     pod: str = ""
 
-    def takes(self, pod: Mapping[str, Any]) -> bool:
+    def takes(self, pod: Manifest) -> bool:
         by_name = self.pod in ("", name_of(pod), str(index_of(pod)))
         return by_name and self.stage in ("", _stage(pod))
 
-    def takes_job(self, job: Mapping[str, Any]) -> bool:
+    def takes_job(self, job: Manifest) -> bool:
         return self.stage in ("", _stage(job))
 
     def takes_stored(self, place: Place) -> bool:
@@ -77,8 +88,9 @@ def show_logs(
     # What an ended pod said is stored, unless it could not reach the bucket: then its own log is all there is.
     ended = [each for each in mine if phase_of(each) in FINISHED]
     unstored = [each for each in ended if (_stage(each), index_of(each)) not in chosen]
-    if follow and any(wanted.takes_job(job) and not is_over(job) for job in cluster.jobs(run_selector(run.uri))):
-        _Followed(cluster, run, wanted, ended, write).until_over()
+    jobs = [job for job in cluster.jobs(run_selector(run.uri)) if wanted.takes_job(job)] if follow else []
+    if not all(is_over(job) for job in jobs):
+        _Followed(cluster, run, wanted, jobs, ended, write).until_over()
         return EXIT_OK
     for each in unstored + [each for each in mine if each not in ended]:
         _write_pod(cluster, each, None if pod else TAIL_LINES, write)
@@ -121,7 +133,7 @@ def _newest(names: Sequence[str]) -> list[str]:
     return sorted(of.values())
 
 
-def _write_pod(cluster: Cluster, pod: Mapping[str, Any], tail_lines: int | None, write: Write) -> None:
+def _write_pod(cluster: Cluster, pod: Manifest, tail_lines: int | None, write: Write) -> None:
     write(f"== {name_of(pod)}: {subject_of(pod)} {state_of(pod)}")
     try:
         for line in cluster.pod_log(name_of(pod), tail_lines=tail_lines):
@@ -130,9 +142,7 @@ def _write_pod(cluster: Cluster, pod: Mapping[str, Any], tail_lines: int | None,
         write(f"(no output: {error})")
 
 
-def _nothing(
-    run: Storage, wanted: Wanted, pods: Sequence[Mapping[str, Any]], stored: Mapping[Place, Sequence[str]]
-) -> str:
+def _nothing(run: Storage, wanted: Wanted, pods: Sequence[Manifest], stored: Mapping[Place, Sequence[str]]) -> str:
     asked = ", ".join(f"{name} {value!r}" for name, value in (("stage", wanted.stage), ("pod", wanted.pod)) if value)
     places = sorted({*stored, *((_stage(pod), index_of(pod)) for pod in pods)})
     if not places:
@@ -144,7 +154,7 @@ def _nothing(
     return f"{run.uri}: no logs of {asked}: expected one of {there} (STAGE=stage POD=index)"
 
 
-def _stage(manifest: Mapping[str, Any]) -> str:
+def _stage(manifest: Manifest) -> str:
     """Of a pod or Job."""
     return str((manifest["metadata"].get("labels") or {}).get(COMPONENT, ""))
 
@@ -152,20 +162,30 @@ def _stage(manifest: Mapping[str, Any]) -> str:
 class _Followed:
     """Lines of all wanted pods as they come, each behind its pod's subject.
 
-    A thread for each pod, one that watches for pods, and one that watches the Jobs for the end.
+    A thread for each pod, one that watches for pods, and one that watches the Jobs for the end. The stream of a pod
+    whose node vanished does not end by itself: it is cut off LAST_WORDS_SECONDS after the pod has ended, is gone, or
+    should be by its deletion's grace period.
     """
 
     def __init__(
-        self, cluster: Cluster, run: Storage, wanted: Wanted, ended: Sequence[Mapping[str, Any]], write: Write
+        self,
+        cluster: Cluster,
+        run: Storage,
+        wanted: Wanted,
+        jobs: Sequence[dict[str, Any]],
+        ended: Sequence[Manifest],
+        write: Write,
     ) -> None:
-        """ended: pods that had ended before, and are not shown."""
+        """jobs: those that are followed to their end. ended: pods that had ended before, and are not shown."""
         self._cluster, self._wanted, self._write = cluster, wanted, write
         self._selector = run_selector(run.uri)
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()  # None: look whether all is over
         self._stop = threading.Event()
         self._seen = {_uid(pod) for pod in ended}
-        self._reading: set[str] = set()
-        self._jobs: dict[str, bool] = {}  # name: whether it is over
+        self._reading: dict[str, _Stream] = {}  # by the pod's uid
+        self._known_jobs = jobs
+        self._jobs = {name_of(job): is_over(job) for job in jobs}
+        self._failures = 0  # to reach the API server, one after the other
 
     def until_over(self) -> None:
         for watch in (self._watch_pods, self._watch_jobs):
@@ -184,41 +204,84 @@ class _Followed:
                 _write_pod(self._cluster, pod, TAIL_LINES, self._write)
 
     def _is_over(self) -> bool:
-        return not self._reading and bool(self._jobs) and all(self._jobs.values())
+        return not self._reading and all(self._jobs.values())
 
     def _guarded(self, watch: Callable[[], None]) -> None:
         try:
             watch()
-        except ClusterError as error:
-            self._jobs = {"": True}  # nothing more is heard of them
+        except ClusterError as error:  # nothing more is heard of them
+            self._jobs = {}
+            for stream in list(self._reading.values()):
+                stream.cut_off_after(LAST_WORDS_SECONDS)
             self._lines.put(f"(no more is heard of the run: {error})")
             self._lines.put(None)
 
     def _watch_jobs(self) -> None:
-        for change, job in self._cluster.watch("jobs", self._selector, stop=self._stop):
+        jobs = self._cluster.watch(
+            "jobs", self._selector, known=self._known_jobs, stop=self._stop, on_away=self._away, on_back=self._back
+        )
+        for change, job in jobs:
             if self._wanted.takes_job(job):
                 self._jobs[name_of(job)] = change == "DELETED" or is_over(job)
                 self._lines.put(None)
 
-    def _watch_pods(self) -> None:
-        for _, pod in self._cluster.watch("pods", self._selector, stop=self._stop):
-            if phase_of(pod) == "Running" and _uid(pod) not in self._seen and self._wanted.takes(pod):
-                self._seen.add(_uid(pod))
-                self._reading.add(_uid(pod))
-                threading.Thread(target=self._read, args=(pod,), daemon=True).start()
+    def _away(self, reason: str) -> None:
+        """Only what lasts is told: a watch that a proxy cut off goes on a second later."""
+        self._failures += 1
+        if self._failures == 2:
+            self._lines.put(f"({reason}; waiting for it)")
 
-    def _read(self, pod: Mapping[str, Any]) -> None:
-        subject = subject_of(pod)
-        self._lines.put(f"== {name_of(pod)}: {subject} {state_of(pod)}")
+    def _back(self) -> None:
+        if self._failures >= 2:
+            self._lines.put("(the API server answers again)")
+        self._failures = 0
+
+    def _watch_pods(self) -> None:
+        for change, pod in self._cluster.watch("pods", self._selector, stop=self._stop):
+            running = phase_of(pod) == "Running" and change != "DELETED"
+            if running and _uid(pod) not in self._seen and self._wanted.takes(pod):
+                self._seen.add(_uid(pod))
+                stream = self._reading[_uid(pod)] = _Stream()
+                threading.Thread(target=self._read, args=(pod, stream), daemon=True).start()
+            reading = self._reading.get(_uid(pod))
+            if reading and (not running or "deletionTimestamp" in pod["metadata"]):
+                grace = pod["metadata"].get("deletionGracePeriodSeconds") or 0
+                reading.cut_off_after((grace if running else 0) + LAST_WORDS_SECONDS)
+
+    def _read(self, pod: Manifest, stream: _Stream) -> None:
+        subject, name = subject_of(pod), name_of(pod)
+        self._lines.put(f"== {name}: {subject} {state_of(pod)}")
         try:
-            for line in self._cluster.pod_log(name_of(pod), follow=True, tail_lines=TAIL_LINES):
+            for line in self._cluster.pod_log(name, follow=True, tail_lines=TAIL_LINES, stop=stream.over):
                 self._lines.put(f"{subject}: {line}")
         except ClusterError as error:
             self._lines.put(f"{subject}: ({error})")
         finally:
-            self._reading.discard(_uid(pod))
+            if stream.over.is_set():
+                self._lines.put(f"{subject}: (no more comes of pod {name}, which has ended or was lost with its node)")
+            stream.close()
+            self._reading.pop(_uid(pod), None)
             self._lines.put(None)
 
 
-def _uid(manifest: Mapping[str, Any]) -> str:
+class _Stream:
+    """A pod's output that is being read. over: set when no more of it is waited for."""
+
+    def __init__(self) -> None:
+        self.over = threading.Event()
+        self._timer: threading.Timer | None = None
+
+    def cut_off_after(self, seconds: float) -> None:
+        """The first time counts."""
+        if self._timer is None:
+            self._timer = threading.Timer(seconds, self.over.set)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _uid(manifest: Manifest) -> str:
     return str(manifest["metadata"]["uid"])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
-from deepfake_detector.core.diagnosis import Finding, Kind
+from deepfake_detector.core.findings import Finding, Kind
 from deepfake_detector.core.pods import FINISHED, Manifest, phase_of, state_of, subject_of
 
 Key = tuple[Kind, str | int]
+Likeness = tuple[Kind, str, str]
+GROWTH_SECONDS = 10.0  # a trouble that spreads from pod to pod is told at most so often
 ONE_BY_ONE = 8  # indexes; the pods of a Job with more are told of by name only when something is wrong with them
 
 
@@ -16,16 +19,30 @@ class Notices:
 
     def __init__(self) -> None:
         self._said: dict[Key, int] = {}  # how often it had happened then
+        self._told_at: dict[Likeness, float] = {}
         self._states: dict[str, str] = {}  # of pods, by uid
 
-    def findings(self, found: Sequence[Finding]) -> list[str]:
+    def findings(self, found: Sequence[Finding], now: float, *, last: bool = False) -> list[str]:
         """A line for each finding with something new: its kind, an index that has it, or once more of it.
 
-        What is over is forgotten, so that it is said again should it come back. Other numbers of the same trouble
-        (free CPUs, for instance) are no news.
+        now: seconds of any steady clock: one that is like another told GROWTH_SECONDS ago or less waits for its turn,
+        and is told then as it is then. last: nothing can wait. What is over is forgotten, so that it is said again
+        should it come back. Other numbers of the same trouble (free CPUs, for instance) are no news.
         """
-        lines = [str(finding) for finding in found if any(self._is_new(key, finding) for key in _keys(finding))]
-        self._said = {key: finding.times for finding in found for key in _keys(finding)}
+        lines: list[str] = []
+        said: dict[Key, int] = {}
+        for finding in found:
+            alike = _likeness(finding)
+            due = last or now - self._told_at.get(alike, float("-inf")) >= GROWTH_SECONDS
+            tell = due and any(self._is_new(key, finding) for key in _keys(finding))
+            if tell:
+                lines.append(str(finding))
+                self._told_at[alike] = now
+            said |= {key: finding.times for key in _keys(finding) if tell}
+            said |= {key: self._said[key] for key in _keys(finding) if not tell and key in self._said}
+        self._said = said
+        there = {_likeness(finding) for finding in found}
+        self._told_at = {alike: moment for alike, moment in self._told_at.items() if alike in there}
         return lines
 
     def _is_new(self, key: Key, finding: Finding) -> bool:
@@ -61,3 +78,9 @@ def count_in_words(pods: Iterable[Manifest]) -> str:
 
 def _keys(finding: Finding) -> list[Key]:
     return [(finding.kind, index) for index in finding.indexes] or [(finding.kind, finding.subject)]
+
+
+def _likeness(finding: Finding) -> Likeness:
+    """The same for troubles that differ in their numbers, or in the indexes that have them, alone."""
+    subject = "" if finding.indexes else finding.subject
+    return finding.kind, subject, re.sub(r"\d[\d.]*", "#", finding.problem)

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from deepfake_detector.core.diagnosis import NOTHING_KNOWN, Surroundings, diagnose
+from deepfake_detector.core.diagnosis import diagnose
 from deepfake_detector.core.job_end import job_end
 from deepfake_detector.core.jobspec import run_selector
+from deepfake_detector.core.placement import NOTHING_KNOWN, Surroundings
 from deepfake_detector.core.pods import (
     FINISHED,
     Manifest,

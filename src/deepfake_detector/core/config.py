@@ -120,8 +120,10 @@ class Operations(Section):
     """How the work is carried out. Nothing here may change a result."""
 
     max_lost_fraction: float = Field(0.2, ge=0, le=1, description="share of lost videos above which training refuses")
-    attempts: int = Field(20, ge=1, description="lives of training children, over the whole run")
-    rendezvous_seconds: float = Field(300, gt=0, description="how long the workers wait for each other")
+    attempts: int = Field(20, ge=1, description="lives of training's processes, over the run, and of each shard's")
+    rendezvous_seconds: float = Field(
+        900, gt=0, description="how long the workers wait for each other; a Job's own back-off is up to 600"
+    )
     startup_seconds: float = Field(300, gt=0, description="how long a child may take to its first step")
     heartbeat_seconds: int = Field(10, ge=1, description="TensorFlow's own failure detection, the backstop")
     plan_wait_seconds: float = Field(600, gt=0, description="how long a shard waits for the plan")

@@ -1,8 +1,8 @@
 """From a Job, its pods, events and nodes to what is wrong, in words that a person can act on.
 
 Pure: everything is the API's own objects as plain dicts. The texts of reasons are Kubernetes' (1.31 to 1.34):
-pkg/kubelet/images/types.go and pkg/kubelet/container/sync_result.go (waiting containers), the scheduler's FitError,
-pkg/controller/job (conditions, FailedCreate), plugin/pkg/admission/resourcequota.
+pkg/kubelet/images/types.go and pkg/kubelet/container/sync_result.go (waiting containers), pkg/controller/job
+(conditions, FailedCreate), plugin/pkg/admission/resourcequota.
 """
 
 from __future__ import annotations
@@ -10,66 +10,18 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
-from enum import StrEnum
 
 from deepfake_detector.core import pods as pod_status
-from deepfake_detector.core.capacity import describe, is_ready, requests_of, rooms
 from deepfake_detector.core.errors import EXIT_PERMANENT
+from deepfake_detector.core.findings import Events, Finding, Kind, grouped, last_seen, of_pod
 from deepfake_detector.core.job_end import JobEnd, end_condition, job_end
-from deepfake_detector.core.pods import Failure, Manifest, failure_of, index_of, name_of, noun_of, subject_of
+from deepfake_detector.core.placement import NOTHING_KNOWN, Placement, Surroundings
+from deepfake_detector.core.pods import Failure, Manifest, failure_of, index_of, name_of, noun_of, phase_of
+from deepfake_detector.core.waiting import in_vain
 
-
-class Kind(StrEnum):
-    """What sort of trouble; one that is told already is recognised by it."""
-
-    CONFIG = "config"
-    CREDENTIALS = "credentials"
-    DEADLINE = "deadline"
-    DISRUPTED = "disrupted"
-    EVICTED = "evicted"
-    FAILED = "failed"
-    IMAGE = "image"
-    JOB = "job"
-    NODE = "node"
-    OUT_OF_MEMORY = "out of memory"
-    PEER = "peer"
-    PENDING = "pending"
-    POD_SECURITY = "pod security"
-    QUOTA = "quota"
-    START = "start"
-    VOLUME = "volume"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One problem. subject: "worker 1", "shards 2-5"; remedy: what to do, maybe ""; indexes: of the pods concerned.
-
-    times: how often it happened to an index, where that is counted.
-    """
-
-    kind: Kind
-    subject: str
-    problem: str
-    remedy: str = ""
-    indexes: tuple[int, ...] = ()
-    times: int = 0
-    told: str = ""  # the failure alone, without its count
-
-    def __str__(self) -> str:
-        return f"{self.subject}: {self.problem}" + (f": {self.remedy}" if self.remedy else "")
-
-
-@dataclass(frozen=True)
-class Surroundings:
-    """What is known of the cluster besides the Job: None for what the user may not list."""
-
-    nodes: Sequence[Manifest] | None = None
-    pods: Sequence[Manifest] | None = None  # of all namespaces
-
-
-NOTHING_KNOWN = Surroundings()
+DELETION = timedelta(seconds=30)  # how long a deleted Job's pods may take: their grace period and some more
 
 
 def diagnose(
@@ -82,38 +34,41 @@ def diagnose(
     """What keeps a Job from its end, most fundamental first; equal problems of several pods are one finding.
 
     pods: all of the Job's, the failed ones included. events: of the namespace; others' are left out. now: with a
-    time zone; without it, a pod that outlives its deletion is not noticed.
+    time zone; without it, a pod that outlives its deletion is not noticed. Of a Job that is being deleted, what keeps
+    it from being gone. The work grows with the number of pods, events and nodes, not with their product.
     """
-    mine = [event for event in events if _is_about(event, job, pods)]
+    placement = Placement(around, now)
+    if "deletionTimestamp" in job["metadata"]:
+        return grouped(_holders(job, pods, placement, now), noun_of(job))
+    known = Events(events)
     end = job_end(job, pods)
-    found = [*_refusals(job, pods, mine), *_ends(job, end)]
+    found = [*_refusals(job, pods, known), *_ends(job, end)]
     by_index: dict[int, list[Manifest]] = defaultdict(list)
     for pod in sorted(pods, key=pod_status.created):
         by_index[index_of(pod)].append(pod)
     for lives in by_index.values():
-        if all(pod_status.phase_of(pod) != "Succeeded" for pod in lives):
-            found += _about_index(lives, mine, around, now)
-    if end:  # its reason tells of the last failure, and no pod is started any more
+        if all(phase_of(pod) != "Succeeded" for pod in lives):
+            found += _about_index(lives, known, placement)
+    if end:  # its reason tells of the last failure, its controller ends the other pods, and none is started any more
+        found = [each for each in found if each.kind is not Kind.DISRUPTED]
         found = [replace(each, remedy="") if each.kind is Kind.FAILED else each for each in found]
         found = [each for each in found if each.kind is not Kind.FAILED or each.told not in end.reason]
-    return _grouped(found, noun_of(job))
+    return grouped(found, noun_of(job))
 
 
 # One index: what became of its earlier pods, and what its present one waits for.
 
 
-def _about_index(
-    lives: Sequence[Manifest], events: Sequence[Manifest], around: Surroundings, now: datetime | None
-) -> Iterator[Finding]:
-    failed = [pod for pod in lives if pod_status.phase_of(pod) == "Failed"]
-    present = [pod for pod in lives if pod_status.phase_of(pod) not in pod_status.FINISHED]
+def _about_index(lives: Sequence[Manifest], events: Events, placement: Placement) -> Iterator[Finding]:
+    failed = [pod for pod in lives if phase_of(pod) == "Failed"]
+    present = [pod for pod in lives if phase_of(pod) not in pod_status.FINISHED]
     if failed:
         yield from _failures(failed)
     for pod in present:
-        yield from _on_vanished_node(pod, around.nodes, now)
+        yield from placement.vanished(pod)
         if not pod["metadata"].get("deletionTimestamp"):
-            yield from _unscheduled(pod, events, around)
-            yield from _unstarted(pod, events)
+            yield from placement.unscheduled(pod, events)
+            yield from _unstarted(pod, events.of_pod(pod))
 
 
 def _failures(failed: Sequence[Manifest]) -> Iterator[Finding]:
@@ -138,36 +93,28 @@ def _disruption(pod: Manifest) -> Finding:
         "DeletionByPodGC": f"was lost with node {node}",
         "TerminationByKubelet": f"was ended by node {node}, which shuts down or ran short of a resource",
     }.get(reason, "was deleted, or asked to end (SIGTERM)")
-    return _of(pod, Kind.DISRUPTED, cause, "its Job starts another pod, and the work goes on", 1)
-
-
-_PEER = re.compile(r"worker (?P<who>.+?): not there after (?P<seconds>[\d.]+) s")
-_CHIEF = re.compile(r"supervisor 0 \((?P<where>.+?)\): no answer for (?P<seconds>[\d.]+) s")
+    return of_pod(pod, Kind.DISRUPTED, cause, "its Job starts another pod, and the work goes on", 1)
 
 
 def _failure(pod: Manifest, failure: Failure, times: int) -> Finding:
     again = f" ({times} times)" if times > 1 else ""
     if failure.out_of_memory:
-        return _of(pod, Kind.OUT_OF_MEMORY, f"{failure}{again}", "raise the memory limit (LIMITS=memory=...)", times)
+        return of_pod(pod, Kind.OUT_OF_MEMORY, f"{failure}{again}", "raise the memory limit (LIMITS=memory=...)", times)
     if failure.reason == "Evicted":
-        return _of(pod, Kind.EVICTED, f"evicted: {failure.message}{again}", _room_for(failure.message), times)
+        return of_pod(pod, Kind.EVICTED, f"evicted: {failure.message}{again}", _room_for(failure.message), times)
     if "credentials" in failure.message:
         remedy = "let the service account 'stages' use the bucket (Workload Identity, or a mounted secret)"
-        return _of(pod, Kind.CREDENTIALS, f"{failure}{again}", remedy, times)
-    if match := _PEER.search(failure.message):
-        problem = f"never came: {subject_of(pod)} waited {match['seconds']} s for it{again}"
-        finding = _of(pod, Kind.PEER, problem, "see why its pod does not run, or raise operations.rendezvous_seconds")
-        return replace(finding, subject=f"worker {match['who']}", indexes=(), times=times)
-    if match := _CHIEF.search(failure.message):
-        problem = f"did not answer: {subject_of(pod)} waited {match['seconds']} s for it{again}"
-        finding = _of(pod, Kind.PEER, problem, "see why its pod does not run, or raise operations.rendezvous_seconds")
-        return replace(finding, subject="worker 0", indexes=(), times=times)
+        return of_pod(pod, Kind.CREDENTIALS, f"{failure}{again}", remedy, times)
+    if awaited := in_vain(failure.message):
+        problem = f"{awaited.problem}: its peers waited {awaited.seconds} s for it"
+        remedy = "see why its pod does not run, or raise operations.rendezvous_seconds"
+        return Finding(Kind.PEER, f"worker {awaited.who}", problem, remedy, times=times)
     if failure.status == EXIT_PERMANENT:
-        finding = _of(pod, Kind.FAILED, f"failed with {failure}", "no retry can help", times)
+        finding = of_pod(pod, Kind.FAILED, f"failed with {failure}", "no retry can help", times)
     elif times > 1:
-        finding = _of(pod, Kind.FAILED, f"keeps failing ({times} times), last with {failure}", "see its log", times)
+        finding = of_pod(pod, Kind.FAILED, f"keeps failing ({times} times), last with {failure}", "see its log", times)
     else:
-        finding = _of(pod, Kind.FAILED, f"failed with {failure}", "its Job starts another pod", times)
+        finding = of_pod(pod, Kind.FAILED, f"failed with {failure}", "its Job starts another pod", times)
     return replace(finding, told=str(failure))
 
 
@@ -175,61 +122,6 @@ def _room_for(message: str) -> str:
     if "emptydir" in message.lower() or "ephemeral" in message:
         return "raise the scratch volume's sizeLimit, or take fewer videos to a shard (data.shards)"
     return "the node ran short: ask for as much as the pod uses (REQUESTS=)"
-
-
-def _on_vanished_node(pod: Manifest, nodes: Sequence[Manifest] | None, now: datetime | None) -> Iterator[Finding]:
-    name = (pod.get("spec") or {}).get("nodeName")
-    if not name:
-        return
-    node = next((each for each in nodes or () if name_of(each) == name), None)
-    due = pod_status.moment(pod["metadata"].get("deletionTimestamp"))
-    replaced = f"its replacement starts when the node object is gone (kubectl delete node {name}, if it won't return)"
-    if node is not None and not is_ready(node):
-        lost = f"node {name} does not answer"
-        since = (pod_status.condition(node, "Ready") or {}).get("lastTransitionTime")
-        problem = lost + (f" since {since}" if since else "")
-        yield _of(pod, Kind.NODE, problem, replaced if due else "the pod is given up after 30 s of that")
-    elif nodes is not None and node is None:
-        yield _of(pod, Kind.NODE, f"node {name} is gone", "Kubernetes removes its pods within a minute or two")
-    elif due and now and now > due + timedelta(seconds=5):
-        yield _of(pod, Kind.NODE, f"should be gone since {due:%H:%M:%S} UTC: node {name} does not say so", replaced)
-
-
-_INSUFFICIENT = re.compile(r"Insufficient ([\w-]+(?:[./][\w-]+)*)")
-_RESOURCES = {"memory": "memory", "cpu": "cpu", "ephemeral-storage": "disk"}
-
-
-def _unscheduled(pod: Manifest, events: Sequence[Manifest], around: Surroundings) -> Iterator[Finding]:
-    scheduled = pod_status.condition(pod, "PodScheduled")
-    if scheduled is None or scheduled["status"] != "False":
-        return
-    message = scheduled.get("message", "")
-    if scheduled.get("reason") == "SchedulingGated":
-        yield _of(pod, Kind.PENDING, "is held back by a scheduling gate", "whoever set it has to lift it")
-        return
-    short = list(dict.fromkeys(_INSUFFICIENT.findall(message.split("preemption:")[0])))
-    if not short:
-        remedy = "add a node that takes it, or change its tolerations and node selector"
-        yield _of(pod, Kind.PENDING, f"pending: {message or 'no node takes it'}", remedy)
-        return
-    coming = any(event.get("reason") == "TriggeredScaleUp" for event in events if _names(event, pod))
-    what = " and ".join(_RESOURCES.get(name, "gpu" if "gpu" in name else name) for name in short)
-    numbers = "; ".join(_asked_and_free(pod, name, around) for name in short)
-    remedy = "the autoscaler adds a node" if coming else "lower REQUESTS or the number of pods, or add a node"
-    yield _of(pod, Kind.PENDING, f"pending for lack of {what} ({numbers})", remedy)
-
-
-def _asked_and_free(pod: Manifest, resource: str, around: Surroundings) -> str:
-    """ "asked 4 cpu, free 1.2 on the roomiest node"."""
-    asked = f"asked {describe(resource, requests_of(pod['spec']).get(resource, 0.0))}"
-    if around.nodes is None or around.pods is None:
-        return asked
-    free = {room.node: room.free.get(resource, 0.0) for room in rooms(around.nodes, around.pods, pod["spec"])}
-    if not free:
-        return f"{asked}, no node takes it"
-    node = max(free, key=lambda name: free[name])
-    which = f"{node}, the roomiest of {len(free)} nodes" if len(free) > 1 else node
-    return f"{asked}, free {describe(resource, max(0.0, free[node]))} on {which}"
 
 
 _UNPULLED = (
@@ -246,17 +138,17 @@ _UNCONFIGURED = ("CreateContainerConfigError", "CreateContainerError", "RunConta
 _MOUNTS = ("FailedMount", "FailedAttachVolume")
 
 
-def _unstarted(pod: Manifest, events: Sequence[Manifest]) -> Iterator[Finding]:
-    about = [event for event in events if _names(event, pod)]
+def _unstarted(pod: Manifest, about: Sequence[Manifest]) -> Iterator[Finding]:
+    """about: the events of the pod."""
     stuck = [entry for entry in pod_status.waiting(pod) if entry[1] in (*_UNPULLED, *_UNCONFIGURED)]
     for status, reason, message in stuck[:1]:
         if reason in _UNPULLED:
             yield _unpulled(pod, status, reason, message, about)
         elif missing := re.search(r"(configmap|secret) \"?([\w./-]+)\"? not found", message):
             problem = f"{missing[1]} {missing[2]} is missing"
-            yield _of(pod, Kind.CONFIG, problem, "make deploy creates what pods need once")
+            yield of_pod(pod, Kind.CONFIG, problem, "make deploy creates what pods need once")
         else:
-            yield _of(pod, Kind.START, f"can't start: {reason}: {message}")
+            yield of_pod(pod, Kind.START, f"can't start: {reason}: {message}")
     if not stuck:
         yield from _unmounted(pod, about)
 
@@ -276,28 +168,32 @@ def _unpulled(pod: Manifest, status: Manifest, reason: str, message: str, events
         cause, remedy = "not an image's name", "name another with IMAGE="
     else:
         cause = _WRAPPED.sub("", _first_line(next(iter(tried), message))) or reason
-    return _of(pod, Kind.IMAGE, f"image {image} can't be pulled: {cause}", remedy)
+    return of_pod(pod, Kind.IMAGE, f"image {image} can't be pulled: {cause}", remedy)
 
 
 def _unmounted(pod: Manifest, events: Sequence[Manifest]) -> Iterator[Finding]:
     starting = any(reason in ("ContainerCreating", "PodInitializing") for _, reason, _ in pod_status.waiting(pod))
     failed = [event for event in events if event.get("reason") in _MOUNTS]
     if starting and failed:
-        message = _first_line(max(failed, key=_last_seen).get("message", ""))
-        remedy = "make deploy creates what pods need once" if "not found" in message else ""
-        yield _of(pod, Kind.VOLUME, f"waits for a volume: {message}", remedy)
+        message = _first_line(max(failed, key=last_seen).get("message", ""))
+        if re.search(r'secret "\S+" not found', message):  # no manifest holds one
+            remedy = "create it (k8s/components/bucket-key says how)"
+        else:
+            remedy = "make deploy creates what pods need once" if "not found" in message else ""
+        yield of_pod(pod, Kind.VOLUME, f"waits for a volume: {message}", remedy)
 
 
 # The Job as a whole.
 
 
-def _refusals(job: Manifest, pods: Sequence[Manifest], events: Sequence[Manifest]) -> Iterator[Finding]:
+def _refusals(job: Manifest, pods: Sequence[Manifest], events: Events) -> Iterator[Finding]:
     """Why the Job's controller may not create pods: the latest refusal, unless a pod was created since."""
     newest = max((pod_status.created(pod) for pod in pods), default="")
-    refused = [event for event in events if event.get("reason") == "FailedCreate" and _last_seen(event) >= newest]
+    tried = (event for event in events.of_job(job) if event.get("reason") == "FailedCreate")
+    refused = [event for event in tried if last_seen(event) >= newest]
     if not refused or end_condition(job):
         return
-    message = max(refused, key=_last_seen).get("message", "")
+    message = max(refused, key=last_seen).get("message", "")
     subject = name_of(job)
     reason = _first_line(message.partition(" is forbidden: ")[2] or message)
     if "exceeded quota" in message:
@@ -319,53 +215,44 @@ def _ends(job: Manifest, end: JobEnd | None) -> Iterator[Finding]:
         yield Finding(kind, name_of(job), f"has failed: {end.reason}", end.remedy)
 
 
-# Events and findings.
+_OWN_FINALIZERS = ("foregroundDeletion", "orphan", "batch.kubernetes.io/job-tracking")  # Kubernetes takes them away
 
 
-def _is_about(event: Manifest, job: Manifest, pods: Sequence[Manifest]) -> bool:
-    about = event.get("involvedObject") or {}
-    if about.get("kind") == "Job":
-        return about.get("name") == name_of(job) and about.get("uid") in (None, "", job["metadata"].get("uid"))
-    return about.get("kind") == "Pod" and any(_names(event, pod) for pod in pods)
+def _holders(job: Manifest, pods: Sequence[Manifest], placement: Placement, now: datetime | None) -> Iterator[Finding]:
+    """What a Job that is being deleted waits for: its pods, which end before it, or a finalizer of somebody else's."""
+    since = pod_status.moment(job["metadata"]["deletionTimestamp"])
+    if now is None or since is None or now < since + DELETION:
+        return
+    held = False
+    for pod in pods:
+        for finding in _holding(pod, placement):
+            held = True
+            yield finding
+    finalizers = _finalizers(job)
+    if finalizers and not held:
+        problem = f"is being deleted since {since:%H:%M:%S} UTC, but kept by the finalizer {finalizers}"
+        yield Finding(Kind.DELETION, name_of(job), problem, "whoever set it has to remove it")
 
 
-def _names(event: Manifest, pod: Manifest) -> bool:
-    about = event.get("involvedObject") or {}
-    return about.get("kind") == "Pod" and about.get("name") == name_of(pod)
+def _holding(pod: Manifest, placement: Placement) -> Iterator[Finding]:
+    if finalizers := _finalizers(pod):
+        problem = f"holds its deleted Job, kept by the finalizer {finalizers}"
+        yield of_pod(pod, Kind.DELETION, problem, "whoever set it has to remove it")
+    elif phase_of(pod) not in pod_status.FINISHED:
+        lost = list(placement.vanished(pod))
+        node = (pod.get("spec") or {}).get("nodeName", "")
+        remedy = f"it holds its deleted Job (kubectl delete node {node}, if it won't return)"
+        yield from (replace(finding, remedy=remedy) for finding in lost)
+        if not lost:
+            told = pod["metadata"].get("deletionTimestamp")
+            why = "has not ended yet" if told else "was not told to end yet, which Kubernetes' garbage collector does"
+            yield of_pod(pod, Kind.DELETION, f"holds its deleted Job: {why}")
 
 
-def _last_seen(event: Manifest) -> str:
-    """When it happened last: newer events have eventTime, older ones lastTimestamp."""
-    return str(event.get("lastTimestamp") or event.get("eventTime") or pod_status.created(event))
+def _finalizers(manifest: Manifest) -> str:
+    """Those that Kubernetes does not remove by itself."""
+    return ", ".join(name for name in manifest["metadata"].get("finalizers") or () if name not in _OWN_FINALIZERS)
 
 
 def _first_line(text: str) -> str:
     return text.splitlines()[0] if text else ""
-
-
-def _of(pod: Manifest, kind: Kind, problem: str, remedy: str = "", times: int = 0) -> Finding:
-    return Finding(kind, subject_of(pod), problem, remedy, (index_of(pod),), times)
-
-
-def _grouped(found: Iterable[Finding], noun: str) -> list[Finding]:
-    groups: dict[Finding, list[Finding]] = {}
-    for finding in found:
-        alike = replace(finding, subject="" if finding.indexes else finding.subject, indexes=())
-        groups.setdefault(alike, []).append(finding)
-    merged = []
-    for alike, members in groups.items():
-        indexes = tuple(sorted(index for member in members for index in member.indexes))
-        subject = members[0].subject if len(members) == 1 else f"{noun}s {ranges(indexes)}"
-        merged.append(replace(alike, subject=subject, indexes=indexes))
-    return merged
-
-
-def ranges(indexes: Iterable[int]) -> str:
-    """ "0, 2-5": sorted numbers, neighbours joined."""
-    spans: list[list[int]] = []
-    for index in sorted(set(indexes)):
-        if spans and index == spans[-1][1] + 1:
-            spans[-1][1] = index
-        else:
-            spans.append([index, index])
-    return ", ".join(f"{first}" if first == last else f"{first}-{last}" for first, last in spans)

@@ -1,10 +1,12 @@
 """Every error that a user may see. Each is one line: the value, what was expected, and where.
 
 The exit status is the API to Kubernetes: 78 (EX_CONFIG) means that no retry can help, and a Job's failure
-policy stops on it; 75 (EX_TEMPFAIL) asks for another try. Numbers from sysexits.h.
+policy stops on it; 75 (EX_TEMPFAIL) asks for another try. 69 (EX_UNAVAILABLE) stops the Job as well, but the same
+command may be given again: a pod's peers did not come. Numbers from sysexits.h.
 """
 
 EXIT_OK = 0
+EXIT_UNAVAILABLE = 69
 EXIT_RETRY = 75
 EXIT_PERMANENT = 78
 EXIT_TERMINATED = 143  # 128 + SIGTERM
@@ -56,6 +58,12 @@ class WaitError(DetectorError):
     """Something awaited (a peer, a plan) did not come within its budget: worth another try."""
 
     exit_status = EXIT_RETRY
+
+
+class PeerError(WaitError):
+    """The other workers did not come within their budget. Waiting again would only hold this pod's room on its node."""
+
+    exit_status = EXIT_UNAVAILABLE
 
 
 class MemoryLimitError(DetectorError):

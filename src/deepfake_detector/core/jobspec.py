@@ -176,7 +176,7 @@ def fill(
     _set_variable(container, "SETTINGS", f"{stage}:{settings_fingerprint}")
     if stage == "train":
         _set_variable(container, "PEERS", ",".join(peers(name, completions)))
-        # A peer that never comes ends all of its peers' pods at the rendezvous' budget: so many rounds are tried.
+        # Storage that is away for longer than its budget ends all pods, one after the other: so many rounds are tried.
         filled["spec"]["backoffLimit"] = TRAINING_ROUNDS * completions
     return filled
 

@@ -59,9 +59,14 @@ def is_checkpoint_marker(name: str) -> bool:
     return re.fullmatch(r"checkpoints/\d{8}\.json", name) is not None
 
 
-def attempt(number: int) -> str:
+def attempts(shard: int | None = None) -> str:
+    """The folder of attempts: training's and the export's together, or those of one shard's preprocessing."""
+    return ATTEMPTS if shard is None else f"logs/preprocess/{shard}/attempts/"
+
+
+def attempt(number: int, shard: int | None = None) -> str:
     """What one attempt was and why it ended: ranks, addresses, reason."""
-    return f"{ATTEMPTS}{number:05d}.json"
+    return f"{attempts(shard)}{number:05d}.json"
 
 
 def log(stage: str, index: int, number: int) -> str:

@@ -13,7 +13,10 @@ from deepfake_detector.core.pods import Manifest
 
 FIRST_STEP = "first_step"
 
-# Moments in order, and what was done when each was reached. needed: what any pod that trains has to wait for.
+# Moments in order, and what was done when each was reached. needed: what no program can do without: the pod's start
+# (from its creation: whoever waits for it waits for the scheduler, too), TensorFlow's import, and building graphs:
+# the model with its optimizer's variables, and the step. The step is traced and optimised by its first call, which also
+# runs it: TensorFlow does not tell the two apart.
 _STEPS = (
     ("submitted", "", False),
     ("job", "submit: checks, settings, the Job is created", False),
@@ -26,7 +29,9 @@ _STEPS = (
     ("imported", "worker: TensorFlow is imported", True),
     ("strategy", "worker: strategy, which connects all workers", False),
     ("staged", "worker: records are on local disk", False),
-    ("built", "worker: the model and its checkpoint", True),
+    ("agreed", "worker: threads and machines are agreed on", False),
+    ("model", "worker: the model and its optimizer are built", True),
+    ("built", "worker: a checkpoint is looked for, the input begins", False),
     (FIRST_STEP, "worker: the step's graph is built, and run once", True),
 )
 

@@ -17,7 +17,14 @@ from deepfake_detector.adapters.machine import cpu_limit
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
-from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, EXIT_TERMINATED, DataError
+from deepfake_detector.core.errors import (
+    EXIT_OK,
+    EXIT_PERMANENT,
+    EXIT_RETRY,
+    EXIT_TERMINATED,
+    EXIT_UNAVAILABLE,
+    DataError,
+)
 from deepfake_detector.core.markers import RecordsSummary, decode
 from deepfake_detector.core.topology import PORTS
 from deepfake_detector.display import PreprocessDisplay, TrainDisplay, describe_records
@@ -144,7 +151,7 @@ def _supervise(jobs: Sequence[Job], processes: Processes, attempts: int, display
             if end.status == EXIT_OK:
                 continue
             failures[job.index] += 1
-            if end.status == EXIT_PERMANENT or failures[job.index] >= attempts:
+            if end.status in (EXIT_PERMANENT, EXIT_UNAVAILABLE) or failures[job.index] >= attempts:
                 raise _error(job, end)
             display.say(f"  {job.name}: {end.reason}; starting it again")
             pause = min(RESTART_SECONDS[0] * 2 ** (failures[job.index] - 1), RESTART_SECONDS[1])
@@ -162,6 +169,8 @@ def _job(stage: str, index: int, run: Storage, scratch: Path, command: Sequence[
 
 def _error(job: Job, end: End) -> JobError:
     """The command's own error: a permanent one in the job's words, and a signal's status as a shell would say it."""
+    if end.status == EXIT_UNAVAILABLE:
+        return JobError(f"{job.name}: {end.reason}", EXIT_RETRY)
     prefix = f"exit {EXIT_PERMANENT}: "
     message = end.reason.removeprefix(prefix) if end.reason.startswith(prefix) else f"{job.name}: {end.reason}"
     return JobError(message, 128 - end.status if end.status < 0 else end.status)

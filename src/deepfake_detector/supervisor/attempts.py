@@ -1,7 +1,12 @@
-"""The run's attempts: logs/attempts/NNNNN.json, one for each life of the training processes or of the export."""
+"""The run's attempts, one small object each, written before its children start, so that none goes uncounted.
+
+logs/attempts/NNNNN.json                     one for each life of the training processes, or of the export
+logs/preprocess/<index>/attempts/NNNNN.json  one for each life of a shard's process
+"""
 
 from __future__ import annotations
 
+import itertools
 import time
 from typing import Literal
 
@@ -10,7 +15,11 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.errors import WaitError
 from deepfake_detector.core.markers import Document, decode
 
-Work = Literal["train", "export"]
+Work = Literal["preprocess", "train", "export"]
+EXPORTED = "the model is exported"
+SHARD_DONE = "the shard is done"
+KEEPER_GONE = "the supervisor that kept the rendezvous is gone"
+POD_GONE = "its pod was lost, or killed with all that ran in it"
 
 
 class AttemptWorker(Document):
@@ -31,18 +40,23 @@ class Attempt(Document):
 
 
 class History:
-    """All attempts of a run, counted over the lives of its supervisors.
+    """All attempts of a run, or of one of its shards, counted over the lives of their supervisors.
 
-    Only the supervisor that keeps the rendezvous writes here. An attempt's object is created before its children
-    start, so of two keepers (one cut off, one restarted) only one can open an attempt.
+    Only one supervisor writes here: in training the one that keeps the rendezvous. An attempt's object is created
+    before its children start, so of two writers (one cut off, one restarted) only one can open an attempt.
     """
 
-    def __init__(self, run: Storage) -> None:
-        """Read what was; an attempt without an end is given one, as its keeper is gone."""
+    def __init__(self, run: Storage, *, shard: int | None = None) -> None:
+        """Read what was; an attempt without an end is given one, as whoever opened it is gone.
+
+        shard: preprocessing's, None: the attempts of training and export.
+        """
         self._run = run
-        self._attempts = [decode(Attempt, run.read(entry.name), entry.name) for entry in run.list(layout.ATTEMPTS)]
+        self._shard = shard
+        names = [entry.name for entry in run.list(layout.attempts(shard))]
+        self._attempts = [decode(Attempt, run.read(name), name) for name in names]
         if self._attempts and self._attempts[-1].reason is None:
-            self.close("the supervisor that kept the rendezvous is gone")
+            self.close(KEEPER_GONE if self._attempts[-1].stage == "train" else POD_GONE)
 
     @property
     def last(self) -> int:
@@ -56,12 +70,17 @@ class History:
     def used(self, stage: Work) -> int:
         return sum(attempt.stage == stage for attempt in self._attempts)
 
+    def in_vain(self, stage: Work) -> list[str]:
+        """Why the stage's attempts since its last success ended, the latest first."""
+        ended = [attempt.reason or "" for attempt in reversed(self._attempts) if attempt.stage == stage]
+        return list(itertools.takewhile(lambda reason: reason not in (EXPORTED, SHARD_DONE), ended))
+
     def open(self, number: int, stage: Work, workers: list[AttemptWorker]) -> None:
         """Create the attempt's object; raises WaitError when another keeper has opened this number."""
         attempt = Attempt(attempt=number, stage=stage, workers=workers, started=time.time())
-        name = layout.attempt(number)
+        name = layout.attempt(number, self._shard)
         if not self._run.create(name, attempt.encode()):
-            raise WaitError(f"{self._run.uri}/{name}: exists, expected no other supervisor to keep the rendezvous")
+            raise WaitError(f"{self._run.uri}/{name}: exists, expected no other supervisor at work on the same")
         self._attempts.append(attempt)
 
     def close(self, reason: str) -> None:
@@ -70,4 +89,4 @@ class History:
             return
         ended = self._attempts[-1].model_copy(update={"ended": time.time(), "reason": reason})
         self._attempts[-1] = ended
-        self._run.write(layout.attempt(ended.attempt), ended.encode())
+        self._run.write(layout.attempt(ended.attempt, self._shard), ended.encode())

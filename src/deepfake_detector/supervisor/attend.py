@@ -1,22 +1,45 @@
-"""The parent of one working process in a pod that has no peers: it keeps the tail of its output and why it ended."""
+"""The parent of one working process in a pod that has no peers: it counts its attempts, and keeps why each ended.
+
+Kubernetes does not count a pod that obeyed SIGTERM, or that was evicted or lost with its node: the Job's policy ignores
+those, or a spot node would fail the work. But a shard whose pods outgrow their scratch volume is evicted each time, and
+one that takes longer than any spot node lives is never done. So every life counts here, by operations.attempts, as in
+training; it is written down before the child starts, since an evicted pod has a second or less for its last words.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
-from deepfake_detector.adapters.storage import open_storage
+from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import EXIT_OK, EXIT_RETRY, DetectorError
+from deepfake_detector.core.errors import (
+    EXIT_OK,
+    EXIT_RETRY,
+    ConfigError,
+    CorruptError,
+    DetectorError,
+    NotFoundError,
+)
+from deepfake_detector.stages.runs import load_config
 from deepfake_detector.supervisor import sigterm
-from deepfake_detector.supervisor.child import Child, End, follow, tail
-from deepfake_detector.supervisor.logs import STORE_SECONDS, add_log, within
+from deepfake_detector.supervisor.attempts import EXPORTED, SHARD_DONE, History
+from deepfake_detector.supervisor.child import Child, End, follow
+from deepfake_detector.supervisor.logs import STORE_SECONDS, store_log, within
+from deepfake_detector.supervisor.policy import exhausted
 
 log = logging.getLogger(__name__)
 FAREWELL_SECONDS = 2.0  # the same after SIGTERM
+REASONS = 3  # of the last attempts, told when there is none left
+
+
+class AttemptsError(DetectorError):
+    """The attempts that the run's settings allow are used up."""
 
 
 class ChildError(DetectorError):
@@ -28,24 +51,56 @@ class ChildError(DetectorError):
 
 
 def attend(
-    run: str, stage: str, index: int, command: Sequence[str], scratch: Path, environment: Mapping[str, str]
+    run: str,
+    stage: Literal["preprocess", "export"],
+    index: int,
+    command: Sequence[str],
+    scratch: Path,
+    environment: Mapping[str, str],
 ) -> None:
     """Run `command` to its end, with its output on stderr; return when it succeeds.
 
-    run: URI of the run, which is opened at the end only, so that the child starts at once. scratch: a folder on
-    local disk. environment: the child's. Raises ChildError with the child's error and status, 128 + n for signal n,
-    75 where it ran out of memory; the tail of its output is then in RUN/logs/<stage>/<index>/<n>.log. After SIGTERM
-    this process ends with status 143. To be called from the main thread: the child dies with the thread that
-    starts it.
+    run: URI of the run. scratch: a folder on local disk. environment: the child's. Raises AttemptsError where
+    operations.attempts of this shard, or of the export, ended in vain; StorageError and ConfigError where the bucket
+    can't be used; ChildError with the child's error and status, 128 + n for signal n, 75 where it ran out of memory:
+    the tail of its output is then in RUN/logs/<stage>/<index>/<attempt>.log. After SIGTERM this process ends with
+    status 143. To be called from the main thread: the child dies with the thread that starts it.
     """
+    storage = open_storage(run)
+    history = _begin(storage, stage, index)
     output = scratch / f"{stage}-{index}.log"
     with sigterm.farewell(FAREWELL_SECONDS):
         end = asyncio.run(_run(command, environment, output))
-        if sigterm.asked() or end.status != EXIT_OK:
-            within(STORE_SECONDS, functools.partial(_store, run, stage, index, output, end.reason))
+        within(STORE_SECONDS, functools.partial(_conclude, storage, stage, index, history, output, end))
         sigterm.leave()
     if end.status != EXIT_OK:
         raise _error(end)
+
+
+def _begin(run: Storage, stage: Literal["preprocess", "export"], index: int) -> History:
+    """The attempts so far, with a new one; raises AttemptsError where no more are allowed."""
+    history = History(run, shard=index if stage == "preprocess" else None)
+    vain, limit = history.in_vain(stage), _allowed(run)
+    if limit is not None and len(vain) >= limit:
+        whose = f"shard {index}" if stage == "preprocess" else "the export"
+        raise AttemptsError(exhausted(len(vain), limit, _in_words(vain), whose))
+    history.open(history.last + 1, stage, [])
+    return history
+
+
+def _allowed(run: Storage) -> int | None:
+    """None: the settings can't be read, with which the child ends for good, in words of its own."""
+    try:
+        return load_config(run).operations.attempts
+    except (ConfigError, CorruptError, NotFoundError):
+        return None
+
+
+def _in_words(reasons: Sequence[str]) -> str:
+    """The last few, equal ones in a row as one: "SIGTERM (3 times), before that exit 75: away"."""
+    groups = [(reason, len(list(same))) for reason, same in itertools.groupby(reasons)]
+    told = [f"{reason} ({times} times)" if times > 1 else reason for reason, times in groups[:REASONS]]
+    return ", before that ".join(told)
 
 
 async def _run(command: Sequence[str], environment: Mapping[str, str], output: Path) -> End:
@@ -54,13 +109,19 @@ async def _run(command: Sequence[str], environment: Mapping[str, str], output: P
         return await child.wait()
 
 
-def _store(run: str, stage: str, index: int, output: Path, reason: str) -> None:
+def _conclude(run: Storage, stage: str, index: int, history: History, output: Path, end: End) -> None:
+    """Keep why it ended; where storage is away, that it has begun is there already."""
+    succeeded = end.status == EXIT_OK and not sigterm.asked()
+    if not succeeded:
+        store_log(run, layout.log(stage, index, history.last), output, f"{stage} {index}", end)
+    exporting = stage == "export"  # told apart from training's attempts, among which it is
     try:
-        storage = open_storage(run)
+        if succeeded:
+            history.close(EXPORTED if exporting else SHARD_DONE)
+        else:
+            history.close(f"export: {end.reason}" if exporting else end.reason)
     except DetectorError as error:
-        log.warning("%s", error)
-        return
-    add_log(storage, functools.partial(layout.log, stage, index), tail(output), f"{stage} {index}", reason)
+        log.warning("attempt %d of %s %d: its end was not stored: %s", history.last, stage, index, error)
 
 
 def _error(end: End) -> ChildError:

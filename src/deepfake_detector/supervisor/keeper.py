@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import NotFoundError, WaitError
+from deepfake_detector.core.errors import EXIT_UNAVAILABLE, DetectorError, NotFoundError, PeerError, WaitError
+from deepfake_detector.core.waiting import workers_missing
 from deepfake_detector.supervisor import wire
 from deepfake_detector.supervisor.attempts import AttemptWorker, History
 from deepfake_detector.supervisor.policy import (
@@ -24,6 +25,7 @@ from deepfake_detector.supervisor.policy import (
     Joined,
     Left,
     Open,
+    Overdue,
     Rendezvous,
     Start,
     Stop,
@@ -70,48 +72,52 @@ class Keeper:
         self._run = run
         self._history = history
         self._peers = peers
-        self._patience = patience
-        self._policy = Rendezvous(len(peers), attempts=attempts, last=history.last, used=history.used("train"))
+        self._policy = Rendezvous(
+            len(peers), attempts=attempts, last=history.last, used=history.used("train"), patience=patience
+        )
         self._links: dict[int, asyncio.StreamWriter] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._incomplete_since: float | None = None  # by the loop's clock
+        self._finish: Finish | None = None
 
     async def run(self, host: str, port: int) -> None:
         """Listen on host:port until training is complete or can't be; every supervisor is told which.
 
-        Raises WaitError naming the workers that did not come, and StorageError.
+        Raises PeerError naming the workers that did not come, WaitError where something else listens there, and
+        StorageError.
         """
         try:
             server = await asyncio.start_server(self._serve, host, port, limit=wire.MAX_LINE)
         except OSError as error:
             raise WaitError(f"{host}:{port}: {error.strerror}, expected to keep the rendezvous there") from None
+        telling = asyncio.create_task(self._tell_address(Peer(host, port)))
         try:
-            await asyncio.to_thread(write_address, self._run, Peer(host, port))
             while not self._policy.finished:
                 await self._perform(self._policy.handle(await self._next_event()))
         finally:
             server.close()
+            telling.cancel()
             await self._hang_up()
+        if self._finish and self._finish.status == EXIT_UNAVAILABLE:
+            raise PeerError(self._finish.message)
+
+    async def _tell_address(self, here: Peer) -> None:
+        """Beside the rendezvous' own work: the address is a hint, without which the others wait for DNS to know us."""
+        try:
+            await asyncio.to_thread(write_address, self._run, here)
+        except DetectorError as error:
+            log.warning("%s: the others find the rendezvous by its name only", error)
 
     async def _next_event(self) -> Event:
-        """The next event. Where it could end an attempt, training's marker has the last word on how."""
-        missing = ", ".join(f"{index} ({self._peers[index]})" for index in self._policy.missing)
-        now = asyncio.get_running_loop().time()
-        if not missing:
-            self._incomplete_since = None
-        elif self._incomplete_since is None:
-            self._incomplete_since = now
+        """The next event. Where it could end an attempt, or the waiting, training's marker has the last word on how."""
+        missing = {index: str(self._peers[index]) for index in self._policy.missing}
         if missing:
-            log.info("waiting for worker %s", missing)
+            log.info("waiting for worker %s", ", ".join(f"{index} ({peer})" for index, peer in missing.items()))
         try:
-            async with asyncio.timeout_at(self._incomplete_since and self._incomplete_since + self._patience):
+            async with asyncio.timeout_at(self._policy.overdue_at(asyncio.get_running_loop().time())):
                 event = await self._events.get()
         except TimeoutError:
-            raise WaitError(
-                f"worker {missing}: not there after {self._patience:g} s, expected its supervisor to register "
-                "(operations.rendezvous_seconds)"
-            ) from None
-        if isinstance(event, Ended | Left) and await asyncio.to_thread(self._run.exists, layout.TRAINED):
+            event = Overdue(workers_missing(missing, self._policy.patience))
+        if isinstance(event, Ended | Left | Overdue) and await asyncio.to_thread(self._run.exists, layout.TRAINED):
             return Completed()
         return event
 
@@ -133,6 +139,7 @@ class Keeper:
                     log.info("attempt %d ended: %s", attempt, reason)
                     await asyncio.to_thread(self._history.close, reason)
                 case Finish(status, message):
+                    self._finish = action
                     for index in self._links:
                         self._send(index, {"type": "finish", "status": status, "message": message})
 

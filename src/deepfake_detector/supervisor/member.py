@@ -13,9 +13,10 @@ from pathlib import Path
 from deepfake_detector.adapters.process_time import process_started
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import EXIT_OK, StorageError, WaitError
+from deepfake_detector.core.errors import EXIT_OK, EXIT_UNAVAILABLE, PeerError, StorageError
 from deepfake_detector.core.timeline import Timeline
 from deepfake_detector.core.topology import Cluster
+from deepfake_detector.core.waiting import Budget, rendezvous_missing
 from deepfake_detector.supervisor import sigterm, wire
 from deepfake_detector.supervisor.child import Child, follow
 from deepfake_detector.supervisor.keeper import Peer, read_address
@@ -51,41 +52,41 @@ class Member:
         self._place = place
         self._run = run
         self._command = command
-        self._patience = patience
+        self._budget = Budget(patience)  # for a rendezvous that answers
         self._child: Child | None = None
         self._watch: asyncio.Task[None] | None = None
         self._timeline = Timeline({"process": round(process_started(), 3)})
         self._timeline.mark("supervisor")
         self._uploads: set[asyncio.Task[None]] = set()
-        self._heard = 0.0  # when the rendezvous last answered, by the loop's clock
         self._refusals: dict[Peer, str] = {}  # why the last connection to each failed
 
     async def run(self) -> str | None:
         """Obey the rendezvous to the end: None, training is complete; a text, why no retry can help.
 
-        Raises WaitError when no rendezvous answered for `patience` seconds, and StorageError.
+        Raises PeerError when no rendezvous answered for `patience` seconds, or it says that others did not come, and
+        StorageError.
         """
         clock = asyncio.get_running_loop().time
-        self._heard = clock()
+        self._budget.wait(clock())
         pause = BACK_OFF_SECONDS[0]
         for number in itertools.count():
             if await asyncio.to_thread(self._run.exists, layout.TRAINED):
                 break
-            before = self._heard
             keeper = await self._keeper(number)
             finish = await self._obey(keeper)
             if finish is not None:
                 await self._flush()
+                if finish["status"] == EXIT_UNAVAILABLE:
+                    raise PeerError(str(finish["message"]))
                 return None if finish["status"] == EXIT_OK else str(finish["message"])
-            if self._heard > before:
+            if self._budget.waiting:
+                pause = min(2 * pause, BACK_OFF_SECONDS[1])
+            else:
                 log.warning("supervisor 0 (%s): connection lost", keeper)
-            if clock() - self._heard > self._patience:
+                pause = BACK_OFF_SECONDS[0]
+            if clock() > self._budget.wait(clock()):
                 named = await self._keeper(0)
-                raise WaitError(
-                    f"supervisor 0 ({named}): no answer for {self._patience:g} s ({self._refusals[named]}), expected "
-                    "it to keep the rendezvous (operations.rendezvous_seconds)"
-                )
-            pause = BACK_OFF_SECONDS[0] if self._heard > before else min(2 * pause, BACK_OFF_SECONDS[1])
+                raise PeerError(rendezvous_missing(str(named), self._budget.seconds, self._refusals[named]))
             await asyncio.sleep(pause)
         await self._flush()
         return None
@@ -121,6 +122,7 @@ class Member:
             self._refusals[keeper] = reason
             return None
         self._refusals[keeper] = "the connection was lost"
+        self._budget.met()
         try:
             while message := await wire.receive(reader):
                 match message:
@@ -135,7 +137,6 @@ class Member:
             return None
         finally:
             await self._end_child()
-            self._heard = asyncio.get_running_loop().time()
             writer.close()
 
     async def _register(self, keeper: Peer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

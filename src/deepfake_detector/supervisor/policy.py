@@ -1,4 +1,4 @@
-"""The rendezvous as a state machine: events in, actions out. It knows neither sockets nor clocks nor storage.
+"""The rendezvous as a state machine: events in, actions out. It knows no sockets, clocks or storage.
 
 One rule: an attempt begins when every worker is present and no child is left of the attempt before, and the end
 of one child is the end of all. Restarting only the dead process would hang under MultiWorkerMirroredStrategy.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT
+from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, EXIT_UNAVAILABLE
 from deepfake_detector.core.topology import port
+from deepfake_detector.core.waiting import Budget
 
 COMPLETE = "training is complete"
 
@@ -54,6 +55,13 @@ class Completed:
 
 
 @dataclass(frozen=True)
+class Overdue:
+    """The budget for awaiting the missing workers is spent. message: names them."""
+
+    message: str
+
+
+@dataclass(frozen=True)
 class Open:
     """Record the attempt before any child of it runs. workers: in order of rank."""
 
@@ -86,22 +94,31 @@ class Close:
 
 @dataclass(frozen=True)
 class Finish:
-    """Every supervisor is done: 0, training is complete; 78, no retry helps and `message` says why."""
+    """Every supervisor is done: 0, training is complete; else `message` says why: 78, no retry helps; 69, workers
+    did not come.
+    """
 
     status: int
     message: str
 
 
-Event = Joined | Left | Ended | Completed
+Event = Joined | Left | Ended | Completed | Overdue
 Action = Open | Start | Stop | Close | Finish
 
 
 class Rendezvous:
-    """Decides for `workers` supervisors. last: the number of the run's latest attempt; used: how many there were."""
+    """Decides for `workers` supervisors. last: the number of the run's latest attempt; used: how many there were.
 
-    def __init__(self, workers: int, *, attempts: int, last: int = 0, used: int = 0) -> None:
+    patience: seconds in which missing workers are awaited.
+    """
+
+    def __init__(
+        self, workers: int, *, attempts: int, last: int = 0, used: int = 0, patience: float = float("inf")
+    ) -> None:
         self.workers = workers
         self.attempts = attempts
+        self.patience = patience
+        self._budget = Budget(patience)
         self.attempt = last
         self.used = used
         self.present: dict[int, Worker] = {}
@@ -118,6 +135,16 @@ class Rendezvous:
         """Whether there is no attempt after this one."""
         return self.used >= self.attempts
 
+    def overdue_at(self, now: float) -> float | None:
+        """When the missing workers are overdue; None: all are there. To be asked after each event.
+
+        now: seconds of any steady clock.
+        """
+        if self.missing:
+            return self._budget.wait(now)
+        self._budget.met()
+        return None
+
     def handle(self, event: Event) -> list[Action]:
         """What to do now, in this order."""
         if self.finished:
@@ -133,6 +160,8 @@ class Rendezvous:
             case Completed():  # an attempt that has ended keeps the reason it has
                 actions = [Close(self.attempt, COMPLETE)] if self.open else []
                 actions += self._finish(EXIT_OK, COMPLETE)
+            case Overdue(message):
+                actions = self._finish(EXIT_UNAVAILABLE, message) if self.missing else []
         return actions or self._begin()
 
     def _left(self, index: int) -> list[Action]:
@@ -180,8 +209,10 @@ class Rendezvous:
         return [Open(self.attempt, ranked), *starts]
 
 
-def exhausted(used: int, attempts: int, reason: str) -> str:
+def exhausted(used: int, attempts: int, reason: str, whose: str = "") -> str:
+    """Why there is no further attempt. whose: "shard 3"; "": the run's training."""
+    lives = "1 attempt" if used == 1 else f"{used} attempts"
     return (
-        f"{used} attempts: expected at most operations.attempts={attempts} over the run "
-        f"(raise it to go on); the last ended with {reason}"
+        f"{lives}{whose and f' of {whose}'}: expected at most operations.attempts={attempts} over the run (raise it to "
+        f"go on); the last ended with {reason}"
     )

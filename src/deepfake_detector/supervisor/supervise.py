@@ -11,7 +11,7 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import EXIT_PERMANENT, ConfigError, DetectorError
 from deepfake_detector.supervisor import sigterm
-from deepfake_detector.supervisor.attempts import AttemptWorker, History
+from deepfake_detector.supervisor.attempts import EXPORTED, AttemptWorker, History
 from deepfake_detector.supervisor.child import Child, End, follow
 from deepfake_detector.supervisor.keeper import Keeper
 from deepfake_detector.supervisor.logs import store_log
@@ -30,9 +30,9 @@ class TrainingError(DetectorError):
 def supervise(place: Place, run: Storage, config: Config, *, train: Sequence[str], export: Sequence[str]) -> None:
     """Return once training is complete and, at index 0, the model is exported; a finished run returns at once.
 
-    train, export: the children's commands. Raises TrainingError and ConfigError (no retry helps), WaitError and
-    StorageError (worth another try). To be called from the main thread: children die with the thread that starts
-    them.
+    train, export: the children's commands. Raises TrainingError and ConfigError (no retry helps), PeerError (workers
+    did not come), WaitError and StorageError (worth another try). To be called from the main thread: children die with
+    the thread that starts them.
     """
     if len(place.peers) != config.train.workers or not 0 <= place.index < len(place.peers):
         raise ConfigError(
@@ -97,7 +97,7 @@ async def _export(place: Place, run: Storage, config: Config, command: Sequence[
         await asyncio.to_thread(history.open, number, "export", [worker])
         end = await _export_once(place, run, command, number)
         complete = await asyncio.to_thread(run.exists, layout.DETECTOR)
-        await asyncio.to_thread(history.close, "the model is exported" if complete else f"export: {end.reason}")
+        await asyncio.to_thread(history.close, EXPORTED if complete else f"export: {end.reason}")
         if end.status == EXIT_PERMANENT and not complete:
             raise TrainingError(f"export: {end.reason}")
 

@@ -71,6 +71,7 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
     _require_equal_threads(task, collectives)
     watchdog.start()
     machines = collectives.gather(task.machine, cluster.rank, cluster.workers)
+    task.timeline.mark("agreed")
 
     # Model
     order = Order(task.train.labels, config)
@@ -80,6 +81,7 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
         model = build(config, SynchronizedBatchNormalization)
         optimizer = make_optimizer(config.train)
         optimizer.build(model.trainable_variables)
+    task.timeline.mark("model")
 
     # Resume
     state = _resume(task, settings, collectives, machines, model, optimizer)

@@ -1,0 +1,80 @@
+"""How long a training's supervisors wait for each other, and what they say when it was in vain.
+
+While no pod is lost, a training whose workers do not all come ends at most
+
+    2 x operations.rendezvous_seconds + 5 s + the pods' grace period (10 s)
+
+after its first pod runs: one budget in which the others wait for the rendezvous, one in which the rendezvous waits for
+the others, a last try to connect. Each complete set of workers is an attempt, and those are counted
+(operations.attempts), so workers that come and go do not prolong it for ever either.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+SETTING = "operations.rendezvous_seconds"
+NAMED = 8  # workers by their address; a pod's termination message has 4096 bytes
+
+
+class Budget:
+    """Seconds that one may wait in one go. It has no clock: moments are given, in seconds of any steady one."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self._since: float | None = None
+
+    @property
+    def waiting(self) -> bool:
+        return self._since is not None
+
+    def wait(self, now: float) -> float:
+        """Somebody is awaited now: returns when the budget is spent. It runs from the first of such calls in a row."""
+        if self._since is None:
+            self._since = now
+        return self._since + self.seconds
+
+    def met(self) -> None:
+        """Nobody is awaited any more: the next wait has the whole budget."""
+        self._since = None
+
+
+def workers_missing(addresses: Mapping[int, str], seconds: float) -> str:
+    """What the rendezvous says at the end of its budget. addresses: of the missing workers, by index."""
+    named = ", ".join(f"{index} ({addresses[index]})" for index in sorted(addresses)[:NAMED])
+    if len(addresses) > NAMED:
+        named += f" and {len(addresses) - NAMED} more"
+    who, whose = ("worker", "its supervisor") if len(addresses) == 1 else ("workers", "their supervisors")
+    return f"{who} {named}: not there after {seconds:g} s, expected {whose} to register ({SETTING})"
+
+
+def rendezvous_missing(address: str, seconds: float, reason: str) -> str:
+    """What a worker says that found no rendezvous. reason: of the last try."""
+    why = f"no answer for {seconds:g} s ({reason})"
+    return f"supervisor 0 ({address}): {why}, expected it to keep the rendezvous ({SETTING})"
+
+
+@dataclass(frozen=True)
+class InVain:
+    """Read from one of these messages: who was awaited. who: as it names them; seconds: as text."""
+
+    indexes: tuple[int, ...]
+    who: str
+    seconds: str
+    problem: str
+
+
+_WORKERS = re.compile(r"workers? (?P<who>\d+ \(.+?): not there after (?P<seconds>[\d.e+]+) s")
+_CHIEF = re.compile(r"supervisor 0 \(.+?\): no answer for (?P<seconds>[\d.e+]+) s")
+
+
+def in_vain(message: str) -> InVain | None:
+    """Who was awaited in vain, if that is what the message says."""
+    if match := _WORKERS.search(message):
+        indexes = tuple(int(number) for number in re.findall(r"(?:^|, )(\d+) \(", match["who"]))
+        return InVain(indexes, match["who"], match["seconds"], "never came")
+    if match := _CHIEF.search(message):
+        return InVain((0,), "0", match["seconds"], "did not answer")
+    return None
