@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from demo.synthesise import Settings, synthesise
-from tests.e2e.namespace import Namespace, Said, download, put, unless_set
+from tests.e2e.namespace import Namespace, Said, download, put, require_all_removed, unless_set
 
 VIDEOS = "gs://videos/set"
 RUN = "gs://videos/runs/undisturbed"
-RECORDS = "gs://videos/runs/records"  # of `with_records`
+FINISHED = "gs://videos/runs/finished"  # of `give_records`
 TEST_SECONDS = 900  # the first test of all also makes the undisturbed run
 # Small, and with checkpoints in mid-epoch: 8 steps an epoch.
 SETTINGS = (
@@ -52,13 +54,24 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    """The last thing of all: whatever the tests made in the cluster is gone, or that is an error."""
+    yield
+    if unless_set("KUBECONFIG") and shutil.which("kubectl"):
+        require_all_removed()
+
+
 @pytest.fixture
 def namespace(image: str, tmp_path: Path) -> Iterator[Namespace]:
     """Fresh and deployed, removed whatever happens."""
-    yield from _deployed(image, tmp_path)
+    with deployed(image, tmp_path) as namespace:
+        yield namespace
 
 
-def _deployed(image: str, folder: Path) -> Iterator[Namespace]:
+@contextmanager
+def deployed(image: str, folder: Path) -> Iterator[Namespace]:
+    """The same where a test's scope is not wide enough. folder: for the output of its commands."""
     namespace = Namespace(image, folder)
     try:
         namespace.run("deploy")
@@ -81,7 +94,7 @@ class Undisturbed:
 @pytest.fixture(scope="session")
 def undisturbed(image: str, videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Undisturbed]:
     """Made once: the failures are compared with it. Its own tests are in test_run.py, and may only add to it."""
-    for namespace in _deployed(image, tmp_path_factory.mktemp("undisturbed")):
+    with deployed(image, tmp_path_factory.mktemp("undisturbed")) as namespace:
         upload = namespace.run("upload", "--videos", str(videos), "--to", VIDEOS)
         settings = ("--recipe", "demo", "--set", *SETTINGS)
         preprocess = namespace.run(
@@ -97,8 +110,12 @@ def undisturbed(image: str, videos: Path, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def with_records(namespace: Namespace, undisturbed: Undisturbed) -> Namespace:
-    """A namespace whose bucket holds the undisturbed run's records, as RECORDS."""
+    """A namespace whose bucket holds the undisturbed run's records, as those of FINISHED."""
+    give_records(namespace, undisturbed)
+    return namespace
+
+
+def give_records(namespace: Namespace, undisturbed: Undisturbed) -> None:
     with namespace.bucket() as bucket:
         for part in ("config.json", "plan", "records"):
-            put(bucket, undisturbed.folder / part, f"runs/records/{part}")
-    return namespace
+            put(bucket, undisturbed.folder / part, f"runs/finished/{part}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 import os
 import re
@@ -10,8 +12,8 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,6 +27,8 @@ COMMAND = str(Path(sys.executable).with_name("deepfake-detector"))
 BUCKET = "videos"  # of the local overlay
 LOOK_SECONDS = 0.2
 KUBECTL_SECONDS = 180.0
+REMOVAL_SECONDS = 120.0  # pods have 10 s for their end
+SESSION = secrets.token_hex(4)  # in the name of every namespace that these tests make
 Some = TypeVar("Some")
 Object = dict[str, Any]
 
@@ -62,12 +66,17 @@ class Said:
 class Client:
     """A command that runs: its output goes to a file, as the terminal would have it."""
 
-    def __init__(self, command: list[str], output: Path) -> None:
+    def __init__(self, command: list[str], output: Path, environment: Mapping[str, str]) -> None:
         self._command, self._output = command, output
         self._begun = time.monotonic()
         with output.open("wb") as file:
             self._process = subprocess.Popen(
-                command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT
+                command,
+                cwd=ROOT,
+                env={**os.environ, **environment},
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
             )
 
     @property
@@ -113,10 +122,17 @@ class Namespace:
     """A fresh namespace with the local overlay in it. folder: for the output of commands."""
 
     def __init__(self, image: str, folder: Path) -> None:
-        self.name = f"e2e-{secrets.token_hex(4)}"
+        self.name = fresh_name()
         self.image = image
         self._folder = folder
         self._clients: list[Client] = []
+        self._environment: dict[str, str] = {}
+
+    def as_account(self, account: str) -> Namespace:
+        """The same namespace, for whom commands run as one of its ServiceAccounts; `kubectl` stays the tests' own."""
+        other = copy.copy(self)
+        other._environment = {"KUBECONFIG": str(kubeconfig_of(account, self.name, self._folder))}
+        return other
 
     def start(self, *arguments: str) -> Client:
         """`deepfake-detector ARGUMENTS` in this namespace, not waited for."""
@@ -140,7 +156,7 @@ class Namespace:
         return self._ended(self._start(command), status, seconds)
 
     def _start(self, command: list[str]) -> Client:
-        client = Client(command, self._folder / f"{len(self._clients)}.txt")
+        client = Client(command, self._folder / f"{len(self._clients)}.txt", self._environment)
         self._clients.append(client)
         return client
 
@@ -194,19 +210,111 @@ class Namespace:
             finally:
                 forward.terminate()
 
+    def start_pod(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        labels: Mapping[str, str] | None = None,
+        cpu: str = "10m",
+        node: str = "",
+    ) -> None:
+        """A pod of the image, and no Job's, that Pod Security `restricted` admits. node: where it has to run."""
+        container = {
+            "name": "main",
+            "image": self.image,
+            "command": list(command),
+            "resources": {"requests": {"cpu": cpu, "memory": "64Mi"}, "limits": {"memory": "512Mi"}},
+            "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        }
+        spec = {
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "nodeSelector": {"kubernetes.io/hostname": node} if node else {},
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 1,
+            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [container],
+        }
+        metadata = {"name": name, "labels": dict(labels or {})}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+        self.kubectl("create", "--filename", "-", given=json.dumps(pod))
+
+    def pod(self, name: str) -> Object:
+        found: Object = json.loads(self.kubectl("get", "pod", name, "-o", "json"))
+        return found
+
     def remove(self) -> None:
-        """Delete the namespace, whatever became of the test, and end what it left running."""
+        """End what the test left running, and have the namespace deleted; `require_all_removed` sees to its end."""
         for client in self._clients:
             client.kill()
-        with suppress(AssertionError):  # the test's own failure is what is to be told
-            kubectl("delete", "namespace", self.name, "--ignore-not-found", "--wait=false")
+        delete_namespace(self.name)
 
 
-def kubectl(*arguments: str, given: str | None = None) -> str:
+def kubectl(*arguments: str, given: str | None = None, statuses: Container[int] = (0,)) -> str:
+    """Its stdout; raises AssertionError with its stderr at an exit status that is not expected."""
     command = ["kubectl", *arguments]
     result = subprocess.run(command, input=given, capture_output=True, text=True, timeout=KUBECTL_SECONDS, check=False)
-    assert result.returncode == 0, f"{shlex.join(command)}: {result.stderr}"
+    assert result.returncode in statuses, f"{shlex.join(command)}: {result.stderr}"
     return result.stdout
+
+
+_NUMBERS = itertools.count(1)
+
+
+def fresh_name() -> str:
+    """For a namespace that no other test has."""
+    return f"e2e-{SESSION}-{next(_NUMBERS)}"
+
+
+def delete_namespace(name: str) -> None:
+    """Without waiting for its end; an AssertionError tells why it can't be deleted."""
+    kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+
+
+def namespaces() -> dict[str, Object]:
+    """Those that these tests have made and that are still there, the ones that are being deleted included."""
+    found = json.loads(kubectl("get", "namespaces", "-o", "json"))["items"]
+    named: dict[str, Object] = {each["metadata"]["name"]: each for each in found}
+    return {name: each for name, each in named.items() if name.startswith(f"e2e-{SESSION}-")}
+
+
+def await_removals() -> None:
+    """Until no namespace is being deleted any more: its pods took room. A failure says what holds it."""
+    _require_gone("deleted namespaces are gone", lambda each: each["status"]["phase"] == "Terminating")
+
+
+def require_all_removed() -> None:
+    """Until no namespace of these tests is left. A failure says which ones stay, and what holds them."""
+    _require_gone("all namespaces of the tests are gone", lambda each: True)
+
+
+def _require_gone(what: str, concerns: Callable[[Object], bool]) -> None:
+    left: dict[str, list[str]] = {}
+
+    def none_left() -> bool:
+        left.clear()
+        for name, each in namespaces().items():
+            if concerns(each):
+                status = each["status"]
+                left[name] = [status["phase"], *(held["message"] for held in status.get("conditions", ()))]
+        return not left
+
+    try:
+        eventually(what, REMOVAL_SECONDS, none_left)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {json.dumps(left, indent=1)}") from None
+
+
+def kubeconfig_of(account: str, namespace: str, folder: Path) -> Path:
+    """A file in `folder`: the current context for who has nothing but a ServiceAccount's token."""
+    token = kubectl("create", "token", account, "--namespace", namespace).strip()
+    config = json.loads(kubectl("config", "view", "--raw", "--minify", "--flatten", "--output", "json"))
+    config["users"][0]["user"] = {"token": token}
+    path = folder / f"{account}.kubeconfig"
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(config))
+    return path
 
 
 def index_of(pod: Object) -> int:

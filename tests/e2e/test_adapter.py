@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
-import subprocess
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,29 +15,27 @@ from deepfake_detector.adapters.kubectl import apply, kubectl_version, kustomize
 from deepfake_detector.cluster.deploy import to_yaml
 from deepfake_detector.core.errors import ClusterError
 from deepfake_detector.core.jobspec import Resources, fill, in_namespace, stage_job
+from tests.e2e.namespace import ROOT, delete_namespace, fresh_name, kubeconfig_of, kubectl
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("KUBECONFIG") or not shutil.which("kubectl"), reason="needs KUBECONFIG and kubectl"
 )
 
-OVERLAYS = Path(__file__).parents[2] / "k8s" / "overlays"
+OVERLAYS = ROOT / "k8s/overlays"
 DEADLINE_SECONDS = 120.0
 IMAGE = "busybox:1.35"  # the local overlay needs it, too
 RUN = "gs://videos/runs/46"  # its hash is 971e7886, which YAML readers may take for a number
 
 
-def kubectl(*arguments: str, text: str | None = None) -> str:
-    command = ["kubectl", *arguments]
-    return subprocess.run(command, input=text, check=True, capture_output=True, text=True, timeout=180).stdout
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A fresh namespace, removed afterwards."""
-    name = f"e2e-adapter-{secrets.token_hex(4)}"
+    name = fresh_name()
     kubectl("create", "namespace", name)
-    yield Cluster.connect(None, name)
-    kubectl("delete", "namespace", name, "--wait=false")
+    try:
+        yield Cluster.connect(None, name)
+    finally:
+        delete_namespace(name)
 
 
 def job(name: str, command: str, completions: int = 1) -> dict[str, Any]:
@@ -116,7 +111,7 @@ def test_the_log_of_a_pod_that_is_not_there(cluster):
 
 
 def test_a_namespace_that_is_not_there():
-    other = Cluster.connect(None, f"none-{secrets.token_hex(4)}")
+    other = Cluster.connect(None, fresh_name())
     assert other.pods() == []
     with pytest.raises(ClusterError, match=rf"no such namespace: make deploy .*NAMESPACE={other.namespace}"):
         other.create_job(job("x", "exit 0"))
@@ -126,17 +121,9 @@ def test_a_user_without_permissions_is_told_which(cluster, tmp_path, monkeypatch
     from kubernetes.config import kube_config
 
     kubectl("-n", cluster.namespace, "create", "serviceaccount", "nobody")
-    token = kubectl("-n", cluster.namespace, "create", "token", "nobody").strip()
-    config = kubectl("config", "view", "--raw", "--minify", "--flatten")
-    path = tmp_path / "kubeconfig"
-    path.write_text(config)
-    path.chmod(0o600)
-    user = ["--kubeconfig", str(path), "config"]
-    kubectl(*user, "set-credentials", "nobody", f"--token={token}")
-    kubectl(*user, "set-context", "nobody", f"--cluster={kubectl(*user, 'view', '-o=jsonpath={.clusters[0].name}')}")
-    kubectl(*user, "set-context", "nobody", "--user=nobody")
+    path = kubeconfig_of("nobody", cluster.namespace, tmp_path)
     monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
-    nobody = Cluster.connect("nobody", cluster.namespace)
+    nobody = Cluster.connect(None, cluster.namespace)
     assert not nobody.can("create", "jobs", "batch")
     assert cluster.can("create", "jobs", "batch")
     assert nobody.nodes() is None
@@ -152,7 +139,7 @@ def test_a_user_without_permissions_is_told_which(cluster, tmp_path, monkeypatch
 @pytest.mark.parametrize("overlay", ["local", "gke"])
 def test_the_server_admits_what_the_overlays_render(cluster, overlay):
     """Under Pod Security `restricted`, and the Jobs as submit fills them in; nothing of it is stored."""
-    name = f"e2e-{overlay}-{secrets.token_hex(4)}"
+    name = fresh_name()
     objects = in_namespace(kustomize(OVERLAYS / overlay), name)
     kubectl("create", "namespace", name)  # a dry run can't put anything into a namespace that is only planned
     try:
@@ -171,7 +158,7 @@ def test_the_server_admits_what_the_overlays_render(cluster, overlay):
                 resources=Resources(limits={"cpu": "1", "memory": "300Mi"}),
             )
             assert there.create_job(filled, dry_run=True) is True
-            kubectl("create", "--dry-run=server", "--filename", "-", text=to_yaml([filled]))  # as DRY_RUN=1 prints it
+            kubectl("create", "--dry-run=server", "--filename", "-", given=to_yaml([filled]))  # as DRY_RUN=1 prints it
         assert there.jobs() == []
     finally:
-        kubectl("delete", "namespace", name, "--wait=false")
+        delete_namespace(name)

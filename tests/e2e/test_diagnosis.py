@@ -26,13 +26,14 @@ from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, EXIT_RETRY
 from deepfake_detector.core.jobspec import Resources, fill, stage_job
 from deepfake_detector.display import Display
-from tests.e2e.namespace import kubectl
+from tests.e2e.namespace import ROOT, delete_namespace, fresh_name, kubectl
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("KUBECONFIG") or not shutil.which("kubectl"), reason="needs KUBECONFIG and kubectl"
 )
 
-LOCAL = Path(__file__).parents[2] / "k8s" / "overlays" / "local"
+LOCAL = ROOT / "k8s/overlays/local"
+BUCKET_KEY = ROOT / "tests/manifests/bucket-key"
 IMAGE = "busybox:1.35"  # the local overlay needs it, too
 SECONDS = 120.0
 SMALL = {"cpu": "10m", "memory": "8Mi"}
@@ -41,7 +42,7 @@ SMALL = {"cpu": "10m", "memory": "8Mi"}
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A fresh namespace that holds to Pod Security "restricted", with what a stage's pods need."""
-    name = f"e2e-diagnosis-{secrets.token_hex(4)}"
+    name = fresh_name()
     kubectl("create", "namespace", name)
     try:
         kubectl("label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted")
@@ -49,7 +50,7 @@ def cluster() -> Iterator[Cluster]:
         kubectl("--namespace", name, "create", "configmap", "settings")
         yield Cluster.connect(None, name)
     finally:
-        kubectl("delete", "namespace", name, "--wait=false")
+        delete_namespace(name)
 
 
 class Followed:
@@ -113,10 +114,12 @@ def job_of(
     requests: dict[str, str] | None = None,
     limits: dict[str, str] | None = None,
     deadline_seconds: int | None = None,
+    source: Path = LOCAL,
 ) -> dict[str, Any]:
+    """source: the kustomization to take the template from."""
     resources = Resources(requests=requests or SMALL, limits=limits or {"cpu": "100m", "memory": "32Mi"})
     job = fill(
-        stage_job(kustomize(LOCAL), stage, str(LOCAL)),
+        stage_job(kustomize(source), stage, str(source)),
         stage=stage,
         run_uri=run.uri,
         namespace=cluster.namespace,
@@ -204,6 +207,18 @@ def test_missing_settings_are_told(begin: Begin, cluster: Cluster, run: Storage)
         kubectl("--namespace", cluster.namespace, "create", "configmap", "settings")
     # The kubelet tries again by itself, and the Job ends without the marker of an export.
     assert followed.end() == EXIT_RETRY
+
+
+def test_the_bucket_key_is_awaited_and_readable(begin: Begin, cluster: Cluster, run: Storage) -> None:
+    """Of k8s/components/bucket-key: a Secret that is not there is told; as soon as it is there the pod reads it."""
+    run.write(layout.DETECTOR, b"{}")
+    followed = begin(run, 'test "$(cat "$GOOGLE_APPLICATION_CREDENTIALS")" = secret', source=BUCKET_KEY)
+    assert 'secret "bucket-key" not found: create it ' in followed.hears("waits for a volume")
+    kubectl(
+        *("--namespace", cluster.namespace, "create", "secret", "generic", "bucket-key"),
+        "--from-literal=key.json=secret",
+    )
+    assert followed.end() == EXIT_OK
 
 
 def test_a_job_is_followed_to_its_end_with_few_requests(begin: Begin, cluster: Cluster, run: Storage) -> None:

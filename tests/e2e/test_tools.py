@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.cluster.emulator import VARIABLE, storage_access
 from deepfake_detector.core import layout
 from deepfake_detector.core.jobspec import run_hash
+from tests.e2e.namespace import delete_namespace, fresh_name, kubeconfig_of, kubectl
 
 pytestmark = pytest.mark.skipif(
     not os.environ.get("KUBECONFIG") or not shutil.which("kubectl"), reason="needs KUBECONFIG and kubectl"
@@ -32,21 +32,17 @@ RUN = "gs://videos/runs/tools"
 SECONDS = 180
 
 
-def kubectl(*arguments: str) -> str:
-    return subprocess.run(["kubectl", *arguments], check=True, capture_output=True, text=True, timeout=SECONDS).stdout
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A fresh namespace with what `deploy` applies, removed afterwards."""
-    name = f"e2e-tools-{secrets.token_hex(4)}"
+    name = fresh_name()
     cluster = Cluster.connect(None, name)
     try:
         result = detector(cluster, "deploy")
         assert result.returncode == 0, result.stderr
         yield cluster
     finally:
-        kubectl("delete", "namespace", name, "--ignore-not-found", "--wait=false")
+        delete_namespace(name)
 
 
 def detector(cluster: Cluster, *arguments: str, answer: str = "") -> subprocess.CompletedProcess[str]:
@@ -121,12 +117,7 @@ def test_doctor_names_what_is_missing(cluster: Cluster) -> None:
 def test_doctor_as_an_account_that_may_do_nothing(cluster: Cluster, tmp_path: Path) -> None:
     """And with the Role `submitter` only: enough for all but looking at nodes."""
     for account, status, says in [("stages", 78, "FAILS  deployed"), ("submitter", 0, "unknown, you may not list")]:
-        token = kubectl("create", "token", account, "--namespace", cluster.namespace).strip()
-        config = json.loads(kubectl("config", "view", "--raw", "--minify", "--flatten", "--output", "json"))
-        config["users"][0]["user"] = {"token": token}
-        path = tmp_path / account
-        path.write_text(json.dumps(config))
-        environment = {**os.environ, "KUBECONFIG": str(path)}
+        environment = {**os.environ, "KUBECONFIG": str(kubeconfig_of(account, cluster.namespace, tmp_path))}
         command = [sys.executable, "-m", "deepfake_detector", "doctor", "--namespace", cluster.namespace]
         command += ["--run", RUN, "--image", IMAGE, "--workers", "1"]
         result = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment)

@@ -1,4 +1,4 @@
-"""The rendered overlays as `make golden` left them for review."""
+"""The overlays, and what may be added to them, rendered as `make golden` left them for review."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ OVERLAYS = ("local", "gke")
 STAGES = ("preprocess", "train", "export")
 ROOT = Path(__file__).parents[2]
 GOLDEN = Path(__file__).parent / "golden"
+# What each golden file is rendered from.
+SOURCES = {
+    **{overlay: ROOT / "k8s" / "overlays" / overlay for overlay in OVERLAYS},
+    "bucket-key": Path(__file__).parent / "bucket-key",
+}
 
 Manifest = dict[str, Any]
 
 
 @functools.cache
-def golden(overlay: str) -> tuple[Manifest, ...]:
-    """All objects of an overlay."""
-    return tuple(yaml.safe_load_all((GOLDEN / f"{overlay}.yaml").read_text()))
+def golden(source: str) -> tuple[Manifest, ...]:
+    """All objects of an overlay, or of another of SOURCES."""
+    return tuple(yaml.safe_load_all((GOLDEN / f"{source}.yaml").read_text()))
 
 
 def of_kind(overlay: str, kind: str) -> dict[str, Manifest]:

@@ -5,16 +5,15 @@ import shutil
 import pytest
 
 from deepfake_detector.adapters.kubectl import kustomize
-from tests.manifests.golden_files import GOLDEN, OVERLAYS, ROOT, golden
+from tests.manifests.golden_files import GOLDEN, OVERLAYS, ROOT, SOURCES, golden
 
 needs_kubectl = pytest.mark.skipif(not shutil.which("kubectl"), reason="needs kubectl")
 
 
 @needs_kubectl
-@pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_overlay_renders_as_reviewed(overlay: str) -> None:
-    rendered = kustomize(ROOT / "k8s" / "overlays" / overlay)
-    assert rendered == list(golden(overlay)), "make golden renders it anew, for review"
+@pytest.mark.parametrize("source", SOURCES)
+def test_it_renders_as_reviewed(source: str) -> None:
+    assert kustomize(SOURCES[source]) == list(golden(source)), "make golden renders it anew, for review"
 
 
 @needs_kubectl
@@ -26,6 +25,6 @@ def test_base_is_valid_by_itself_and_part_of_every_overlay() -> None:
         assert base <= {(thing["kind"], thing["metadata"]["name"]) for thing in golden(overlay)}
 
 
-def test_every_overlay_has_a_golden_file() -> None:
-    folders = {folder.name for folder in (ROOT / "k8s" / "overlays").iterdir()}
-    assert folders == set(OVERLAYS) == {file.stem for file in GOLDEN.iterdir()}
+def test_every_overlay_and_component_has_a_golden_file() -> None:
+    folders = [folder.name for kind in ("overlays", "components") for folder in (ROOT / "k8s" / kind).iterdir()]
+    assert sorted(folders) == sorted(SOURCES) == sorted(file.stem for file in GOLDEN.iterdir())

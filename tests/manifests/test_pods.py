@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 
 import pytest
@@ -117,6 +118,26 @@ def test_a_pod_knows_itself_and_says_why_it_ended(overlay: str, stage: str) -> N
     assert values["TERMINATION_LOG"] == container.get("terminationMessagePath", "/dev/termination-log")
     assert container["terminationMessagePolicy"] == "FallbackToLogsOnError"
     assert container["envFrom"] == [{"configMapRef": {"name": "settings", "optional": False}}]
+
+
+@each_stage
+def test_a_key_in_a_secret_adds_nothing_but_itself(stage: str) -> None:
+    """k8s/components/bucket-key, for clusters that give pods no identity of their own."""
+    container = copy.deepcopy(stage_container("bucket-key", stage))
+    plain = stage_container("local", stage)
+    path = container["env"].pop()
+    mount = container["volumeMounts"].pop()
+    assert container == {name: value for name, value in plain.items() if name != "resources"}
+    assert path == {"name": "GOOGLE_APPLICATION_CREDENTIALS", "value": f"{mount['mountPath']}/key.json"}
+    *others, volume = the("bucket-key", "Job", stage)["spec"]["template"]["spec"]["volumes"]
+    assert others == the("local", "Job", stage)["spec"]["template"]["spec"]["volumes"]
+    assert mount == {"name": volume["name"], "mountPath": mount["mountPath"], "readOnly": True}
+    assert volume["secret"] == {
+        "secretName": "bucket-key",
+        "optional": False,
+        "defaultMode": 0o444,
+        "items": [{"key": "key.json", "path": "key.json"}],
+    }
 
 
 def test_the_image_runs_as_the_user_that_the_manifests_name() -> None:
