@@ -29,7 +29,7 @@ test: $(STAMP) ## All tests that need no cluster (REAL_CLIPS=folder adds those o
 .PHONY: e2e
 e2e: $(STAMP) ## The tests on the cluster of KUBECONFIG, about 8 minutes (IMAGE=name:tag as its nodes know it)
 	$(call need,KUBECONFIG IMAGE)
-	IMAGE='$(IMAGE)' $(BIN)/python -m pytest --capture=no --verbose $(or $(TESTS),tests/e2e)
+	IMAGE='$(IMAGE)' $(BIN)/python -m pytest --capture=no --verbose --durations=15 $(or $(TESTS),tests/e2e)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy, and the direction of dependencies
@@ -149,9 +149,10 @@ clean: $(STAMP) ## Remove a run's objects from the cluster; DATA=1: its data, to
 	@$(DETECTOR) clean --run '$(RUN)' $(TARGET) $(call switch,data,DATA) $(call switch,yes,YES)
 
 .PHONY: golden
-golden: ## Render the overlays anew into tests/manifests/golden, for review
+golden: ## Render overlays and components anew into tests/manifests/golden, for review
 	for overlay in $(OVERLAYS); do \
 		kubectl kustomize k8s/overlays/$$overlay > tests/manifests/golden/$$overlay.yaml; done
+	kubectl kustomize tests/manifests/bucket-key > tests/manifests/golden/bucket-key.yaml
 
 ##@ Housekeeping
 
