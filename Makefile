@@ -103,10 +103,10 @@ upload: $(STAMP) ## A local data set into the bucket, resumable (VIDEOS=folder T
 	@$(DETECTOR) upload --videos '$(VIDEOS)' --to '$(TO)' $(TARGET)
 
 .PHONY: preprocess
-preprocess: $(STAMP) ## Videos to records (VIDEOS=gs://... RUN=gs://... [RECIPE= PODS=4 SET="key=value ..." DRY_RUN=1])
+preprocess: $(STAMP) ## Videos to records (VIDEOS=gs://... RUN=gs://... [RECIPE= PODS=4 SET="key=value ..." RETRY_LOST=1 DRY_RUN=1])
 	$(call need,RUN)
-	$(if $(RETRY_LOST),$(error RETRY_LOST: lost videos can't be tried again in the same run yet, expected a new RUN))
-	@$(DETECTOR) submit preprocess $(STAGE_FLAGS) $(call flag,videos,VIDEOS) $(call flag,pods,PODS)
+	@$(DETECTOR) submit preprocess $(STAGE_FLAGS) $(call flag,videos,VIDEOS) $(call flag,pods,PODS) \
+		$(call switch,retry-lost,RETRY_LOST)
 
 .PHONY: train
 train: $(STAMP) ## Records to a model (RUN=gs://... [RECORDS=gs://... WORKERS=2 RECIPE= SET= DRY_RUN=1])

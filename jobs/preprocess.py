@@ -2,6 +2,7 @@
 
 RUN                   the run's folder or gs:// prefix
 JOB_COMPLETION_INDEX  the shard; index 0 also makes the plan, the others wait for it
+RETRY                 number of the round that tries lost videos again, from 1; without it, or 0, the first round
 SCRATCH               a folder on local disk (default: a temporary one)
 
 Further variables: jobs/environment.py. Exit status as in core/errors.py; the last line on stderr is the error.

@@ -104,6 +104,7 @@ def _add_local(commands: argparse._SubParsersAction, common: argparse.ArgumentPa
     parser.add_argument("--workers", metavar="N", type=int, default=None, help="training processes (the recipe's)")
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="settings to change")
     parser.add_argument("--records", metavar="URI", default="", help="train on the finished records of another run")
+    parser.add_argument("--retry-lost", action="store_true", help="try lost videos again first, before any training")
     parser.set_defaults(command=_local)
 
 
@@ -148,7 +149,7 @@ def _local(arguments: argparse.Namespace) -> int:
         videos=arguments.videos,
         records=arguments.records,
     )
-    return run_local(run, config, verbose=arguments.debug)
+    return run_local(run, config, retry_lost=arguments.retry_lost, verbose=arguments.debug)
 
 
 def _predict(arguments: argparse.Namespace) -> int:

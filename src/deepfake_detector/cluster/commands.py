@@ -73,6 +73,7 @@ def _add_submit(commands: Commands, parents: list[argparse.ArgumentParser]) -> N
     preprocess.add_argument(
         "--pods", metavar="N", type=_at_least_one, default=DEFAULT_PODS, help=f"at a time ({DEFAULT_PODS})"
     )
+    preprocess.add_argument("--retry-lost", action="store_true", help="try lost videos again, before any training")
     train = stages.add_parser("train", parents=parents, help="records to a model, a pod for each worker")
     train.add_argument("--records", metavar="GS", default="", help="finished records of another run (its own)")
     train.add_argument("--workers", metavar="N", type=_at_least_one, default=None, help="pods (as before; recipe's)")
@@ -109,6 +110,7 @@ def _submit(arguments: argparse.Namespace) -> int:
         recipe=arguments.recipe,
         assignments=assignments,
         pods=vars(arguments).get("pods", 1),
+        retry_lost=vars(arguments).get("retry_lost", False),
         resources=Resources(
             requests=parse_resources(arguments.requests, "--requests"),
             limits=parse_resources(arguments.limits, "--limits"),

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from deepfake_detector.adapters.process_time import process_started
+from deepfake_detector.adapters.rounds import round_storage
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.cluster.changes import Changes
 from deepfake_detector.cluster.notices import Notices, count_in_words
@@ -26,6 +27,7 @@ from deepfake_detector.core.placement import NOTHING_KNOWN, Surroundings
 from deepfake_detector.core.pods import Manifest, index_of, name_of, phase_of
 from deepfake_detector.core.waiting import in_vain
 from deepfake_detector.display import Display, ExportDisplay, PreprocessDisplay, TrainDisplay
+from deepfake_detector.stages.retry import NextRetry
 
 if TYPE_CHECKING:
     from deepfake_detector.adapters.cluster import Cluster
@@ -39,7 +41,9 @@ SETTLE_SECONDS = 60.0  # after a Job's failure is known, for its last pods to en
 JOIN_SECONDS = 2.0
 
 
-def follow(cluster: Cluster, run: Storage, stage: Stage, job_name: str, config: Config) -> int:
+def follow(
+    cluster: Cluster, run: Storage, stage: Stage, job_name: str, config: Config, retry: NextRetry | None = None
+) -> int:
     """Show a Job until it ends; returns the exit status, after saying the reason of a failure.
 
     0: it is complete and the stage's marker is in the run; 78: it failed and no retry can help; 75: it failed
@@ -51,8 +55,8 @@ def follow(cluster: Cluster, run: Storage, stage: Stage, job_name: str, config: 
     """
     requests, begun = cluster.requests, time.monotonic()
     try:
-        with Changes(cluster, job_name) as changes, _display(run, stage, config) as display:
-            follower = _Follower(cluster, run, stage, changes, display)
+        with Changes(cluster, job_name) as changes, _display(run, stage, config, retry) as display:
+            follower = _Follower(cluster, run, stage, changes, display, retry.number if retry else 0)
             with _Looker(display, follower.at_work) as looker:
                 status = follower.run_to_the_end(looker)
             if looker.error:
@@ -66,7 +70,9 @@ def follow(cluster: Cluster, run: Storage, stage: Stage, job_name: str, config: 
         return EXIT_INTERRUPTED
 
 
-def _display(run: Storage, stage: Stage, config: Config) -> Display:
+def _display(run: Storage, stage: Stage, config: Config, retry: NextRetry | None) -> Display:
+    if retry:
+        return PreprocessDisplay(round_storage(run, retry.number), retry.shards)
     match stage:
         case "preprocess":
             return PreprocessDisplay(run, config.data.shards)
@@ -79,8 +85,10 @@ def _display(run: Storage, stage: Stage, config: Config) -> Display:
 class _Follower:
     """The loop that turns changes into lines, until there is an exit status."""
 
-    def __init__(self, cluster: Cluster, run: Storage, stage: Stage, changes: Changes, display: Display) -> None:
-        self._cluster, self._run, self._stage = cluster, run, stage
+    def __init__(
+        self, cluster: Cluster, run: Storage, stage: Stage, changes: Changes, display: Display, retry: int
+    ) -> None:
+        self._cluster, self._run, self._stage, self._retry = cluster, run, stage, retry
         self._changes, self._display = changes, display
         self._notices = Notices()
         self._troubles: dict[int, Finding] = {}  # by index: the latest that kept its pod from running
@@ -168,10 +176,10 @@ class _Follower:
         job, run = name_of(self._changes.job), self._run
         if end.complete:
             self._display.look(())
-            if is_done(run, self._stage):
+            if is_done(run, self._stage, self._retry):
                 self._display.finish()
                 return EXIT_OK
-            where = f"{run.uri}/{MARKERS[self._stage]}"
+            where = f"{round_storage(run, self._retry).uri}/{MARKERS[self._stage]}"
             print(
                 f"error: job {job} is complete, but {where} is not there (make status RUN={run.uri})", file=sys.stderr
             )

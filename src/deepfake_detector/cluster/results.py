@@ -6,12 +6,12 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from deepfake_detector.adapters.rounds import load_summary, round_storage
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, Stage
 from deepfake_detector.core.errors import CorruptError
 from deepfake_detector.core.losses import require_few_lost
-from deepfake_detector.core.markers import RecordsSummary, decode
 from deepfake_detector.display import describe_records
 from deepfake_detector.stages.runs import has_config, records_storage
 
@@ -23,8 +23,10 @@ MARKERS: Mapping[Stage, str] = {
 }
 
 
-def is_done(run: Storage, stage: Stage) -> bool:
-    """Whether the marker is there with which the stage's Job ends."""
+def is_done(run: Storage, stage: Stage, retry: int = 0) -> bool:
+    """Whether the marker is there with which the stage's Job ends. retry: number of the round for lost videos."""
+    if retry:
+        return round_storage(run, retry).exists(MARKERS[stage])
     if stage == "preprocess":
         return has_config(run) and records_storage(run).exists(MARKERS[stage])
     return run.exists(MARKERS[stage])
@@ -34,7 +36,7 @@ def describe(run: Storage, stage: Stage) -> list[str]:
     """Lines on the result of a stage that is done, and the next command."""
     if stage == "preprocess":
         records = records_storage(run)
-        lines = [f"preprocess: done, {records.uri}/records", *describe_records(_summary(records))]
+        lines = [f"preprocess: done, {records.uri}/records", *describe_records(load_summary(records))]
         return [*lines, f"next: make train RUN={run.uri}"]
     metrics = json.loads(run.read(layout.REPORT_METRICS))
     if not isinstance(metrics, dict):
@@ -61,12 +63,7 @@ def describe_test(metrics: Mapping[str, Any]) -> list[str]:
 def require_good(records: Storage, config: Config) -> None:
     """Raise DataError when preprocessing lost more videos than operations.max_lost_fraction allows."""
     where = f"{records.uri}/{layout.RECORDS_SUMMARY}"
-    require_few_lost(_summary(records), config.operations.max_lost_fraction, where)
-
-
-def _summary(records: Storage) -> RecordsSummary:
-    where = f"{records.uri}/{layout.RECORDS_SUMMARY}"
-    return decode(RecordsSummary, records.read(layout.RECORDS_SUMMARY), where)
+    require_few_lost(load_summary(records), config.operations.max_lost_fraction, where)
 
 
 def _figure(block: Mapping[str, Any], name: str) -> str:

@@ -8,13 +8,14 @@ cluster/creation.py.
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
 from deepfake_detector.adapters import kubectl
 from deepfake_detector.adapters.cluster import Cluster
+from deepfake_detector.adapters.rounds import require_no_half_done_retry
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.cluster.creation import Job, at_work, create_or_attach, jobs_of, require_settled
 from deepfake_detector.cluster.deploy import to_yaml
@@ -24,10 +25,11 @@ from deepfake_detector.cluster.target import Target, overlay_folder
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, Stage
 from deepfake_detector.core.errors import EXIT_OK, ClusterError, ConfigError, DataError
-from deepfake_detector.core.jobspec import Resources, cpu_limit_of, fill, stage_job, with_resources
+from deepfake_detector.core.jobspec import Resources, cpu_limit_of, fill, retry_of, stage_job, with_resources
 from deepfake_detector.core.pods import name_of
 from deepfake_detector.stages.prepare import Cpus, settle
-from deepfake_detector.stages.runs import Settlement, has_config, load_config, records_storage
+from deepfake_detector.stages.retry import NextRetry, describe_gain, next_retry, nothing_to_try
+from deepfake_detector.stages.runs import Settlement, has_begun, has_config, load_config, records_storage
 
 JobStage = Literal["preprocess", "train", "export"]
 
@@ -36,8 +38,9 @@ JobStage = Literal["preprocess", "train", "export"]
 class Submission:
     """What a user asked for. URIs are gs://; recipe, videos and records: "" or None is what the run was given before.
 
-    records: another run, or its folder records/. pods: shards that are preprocessed at the same time. dry_run: print
-    the Job instead of creating it. detach: don't follow it.
+    records: another run, or its folder records/. pods: shards that are preprocessed at the same time.
+    retry_lost: a further round of preprocessing for lost videos. dry_run: print the Job instead of creating it.
+    detach: don't follow it.
     """
 
     stage: JobStage
@@ -49,6 +52,7 @@ class Submission:
     assignments: Sequence[str] = ()
     pods: int = 1
     resources: Resources = field(default_factory=Resources)
+    retry_lost: bool = False
     dry_run: bool = False
     detach: bool = False
 
@@ -70,25 +74,33 @@ def submit(wanted: Submission, target: Target) -> int:
     with storage_access(cluster, target.overlay):
         wanted = replace(wanted, records=_run_of(wanted.records))
         run = open_storage(wanted.run)
-        propose = partial(_propose, run, wanted, cpus)
-        fill_in = partial(_fill, template, run, wanted, cluster.namespace)
+        retry = next_retry(run) if wanted.retry_lost else None
+        if retry and not retry.shards:
+            print("\n".join(nothing_to_try(run)), file=sys.stderr if wanted.dry_run else sys.stdout, flush=True)
+            return EXIT_OK
+        propose = partial(_propose, run, wanted, cpus, retry)
+        fill_in = partial(_fill, template, run, wanted, cluster.namespace, retry)
         active = at_work(jobs_of(cluster, run))
         settlement = propose(active)
         job = fill_in(settlement)
         if wanted.dry_run:
             print(to_yaml([job]), end="")
             return EXIT_OK
-        if is_done(run, wanted.stage):
+        if not retry and is_done(run, wanted.stage):
             return _finish(run, wanted.stage, settlement.config)
         if wanted.stage not in active:
             _check(cluster, target.overlay, wanted, job)
         name, settlement = create_or_attach(cluster, run, wanted.stage, propose, fill_in)
-        return _follow(cluster, run, settlement.config, wanted, name)
+        return _follow(cluster, run, settlement.config, wanted, name, retry)
 
 
-def _propose(run: Storage, wanted: Submission, cpus: Cpus, active: Mapping[Stage, Job]) -> Settlement:
+def _propose(
+    run: Storage, wanted: Submission, cpus: Cpus, retry: NextRetry | None, active: Mapping[Stage, Job]
+) -> Settlement:
     """The settings of the submission, beside the Jobs at work and all that the run holds already."""
     _require_ready(run, wanted, active)
+    if retry:
+        _require_own_round(run, retry, active)
     require_settled(run, active)
     settlement = settle(
         run,
@@ -104,13 +116,17 @@ def _propose(run: Storage, wanted: Submission, cpus: Cpus, active: Mapping[Stage
     return settlement
 
 
-def _follow(cluster: Cluster, run: Storage, config: Config, wanted: Submission, name: str) -> int:
+def _follow(
+    cluster: Cluster, run: Storage, config: Config, wanted: Submission, name: str, retry: NextRetry | None
+) -> int:
     if wanted.detach:
         print(f"next: make status RUN={run.uri}")
         return EXIT_OK
     from deepfake_detector.cluster.follow import follow
 
-    status = follow(cluster, run, wanted.stage, name, config)
+    status = follow(cluster, run, wanted.stage, name, config, retry)
+    if status == EXIT_OK and retry:
+        print(describe_gain(run, retry.number))
     return _finish(run, wanted.stage, config) if status == EXIT_OK else status
 
 
@@ -186,7 +202,7 @@ def _require_ready(run: Storage, wanted: Submission, active: Mapping[Stage, Job]
         )
 
 
-def _require_records(run: Storage, wanted: Submission, active: Collection[Stage]) -> None:
+def _require_records(run: Storage, wanted: Submission, active: Mapping[Stage, Job]) -> None:
     if not wanted.records and not has_config(run):
         raise DataError(
             f"{run.uri}: holds no records, expected make preprocess VIDEOS=gs://... RUN={run.uri} first "
@@ -194,6 +210,8 @@ def _require_records(run: Storage, wanted: Submission, active: Collection[Stage]
         )
     records = _records_of(run, wanted)
     if records.exists(layout.RECORDS_SUMMARY):
+        if not has_begun(run, "train"):  # else it goes on with the records that it has
+            _require_no_retry_at_work(run, records, active)
         return
     shards = load_config(records).data.shards
     done = sum(layout.is_shard_report(entry.name) for entry in records.list("records/"))
@@ -204,15 +222,40 @@ def _require_records(run: Storage, wanted: Submission, active: Collection[Stage]
     )
 
 
+def _require_no_retry_at_work(run: Storage, records: Storage, active: Mapping[Stage, Job]) -> None:
+    require_no_half_done_retry(records)
+    job = active.get("preprocess")
+    number = retry_of(job) if job is not None and records.uri == run.uri else 0
+    if job is not None and number and not is_done(run, "preprocess", number):  # its plan is not there yet
+        raise DataError(f"job {name_of(job)}: tries lost videos of {run.uri} again: expected its end before training")
+
+
+def _require_own_round(run: Storage, retry: NextRetry, active: Mapping[Stage, Job]) -> None:
+    """No training is at work, and no other round of preprocessing."""
+    rounds = {stage: retry_of(job) for stage, job in active.items()}
+    if "train" in active or rounds.get("preprocess", retry.number) != retry.number:
+        job = active.get("train") or active["preprocess"]
+        raise ClusterError(
+            f"job {name_of(job)}: at work on {run.uri}, expected its end before lost videos are tried again "
+            f"(make stop RUN={run.uri} ends it)"
+        )
+
+
 def _records_of(run: Storage, wanted: Submission) -> Storage:
     return open_storage(wanted.records) if wanted.records else records_storage(run)
 
 
 def _fill(
-    template: Mapping[str, Any], run: Storage, wanted: Submission, namespace: str, settlement: Settlement
+    template: Mapping[str, Any],
+    run: Storage,
+    wanted: Submission,
+    namespace: str,
+    retry: NextRetry | None,
+    settlement: Settlement,
 ) -> dict[str, Any]:
     config = settlement.config
-    completions = {"preprocess": config.data.shards, "train": config.train.workers, "export": 1}[wanted.stage]
+    shards = retry.shards if retry else config.data.shards
+    completions = {"preprocess": shards, "train": config.train.workers, "export": 1}[wanted.stage]
     return fill(
         template,
         stage=wanted.stage,
@@ -223,4 +266,5 @@ def _fill(
         parallelism=min(wanted.pods, completions) if wanted.stage == "preprocess" else completions,
         settings_fingerprint=settlement.fingerprint(wanted.stage),
         resources=wanted.resources,
+        retry=retry.number if retry else 0,
     )

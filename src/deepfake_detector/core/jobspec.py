@@ -156,12 +156,14 @@ def fill(
     parallelism: int,
     settings_fingerprint: str,
     resources: Resources,
+    retry: int = 0,
 ) -> dict[str, Any]:
     """The Job that is created, from the overlay's template, which is left as it is.
 
     run_uri: as Storage.uri has it. A training Job also gets PEERS, the address of every pod's rendezvous, in order of
     index, and the limit of failures that goes with their number (pods that were deleted or evicted are not counted).
-    Raises ConfigError (see job_name, with_resources).
+    Its pods are told the fingerprint, too, and compare it with config.json (jobs/environment.py). retry: number of
+    the round of preprocessing, 0 for the first. Raises ConfigError (see job_name, with_resources).
     """
     filled = with_resources(job, resources)
     name = job_name(stage, run_uri, completions)
@@ -172,8 +174,10 @@ def fill(
     filled["spec"] |= {"completions": completions, "parallelism": parallelism}
     container = _container(filled)
     container["image"] = image
-    _set_variable(container, "RUN", run_uri)
     _set_variable(container, "SETTINGS", f"{stage}:{settings_fingerprint}")
+    _set_variable(container, "RUN", run_uri)
+    if retry:
+        _set_variable(container, "RETRY", str(retry))
     if stage == "train":
         _set_variable(container, "PEERS", ",".join(peers(name, completions)))
         # Storage that is away for longer than its budget ends all pods, one after the other: so many rounds are tried.
@@ -210,6 +214,12 @@ def in_namespace(objects: Sequence[Mapping[str, Any]], namespace: str) -> list[d
 def image_of(job: Mapping[str, Any]) -> str:
     """The image of the stage's container."""
     return str(_container(job)["image"])
+
+
+def retry_of(job: Mapping[str, Any]) -> int:
+    """The round of preprocessing that the Job is for: 0 for the first, and for other stages."""
+    values = [each.get("value") for each in _container(job).get("env") or () if each["name"] == "RETRY"]
+    return int(values[0] or 0) if values else 0
 
 
 def is_over(job: Mapping[str, Any]) -> bool:

@@ -21,7 +21,9 @@ MODEL = "model/"
 DETECTOR = "model/detector.json"  # the export's marker: calibration, threshold, prior, checksums
 REPORT = "report/"
 REPORT_METRICS = "report/metrics.json"
-FOLDERS = ("plan/", "records/", CHECKPOINTS, "logs/", MODEL, REPORT)  # with CONFIG, all that a run consists of
+RETRIES = "retries/"
+# With CONFIG, all that a run consists of.
+FOLDERS = ("plan/", "records/", RETRIES, CHECKPOINTS, "logs/", MODEL, REPORT)
 
 
 def is_object_name(name: str) -> bool:
@@ -40,6 +42,11 @@ def shard_report(shard: int, shards: int) -> str:
 
 def is_shard_report(name: str) -> bool:
     return re.fullmatch(r"records/\d{5}-of-\d{5}\.json", name) is not None
+
+
+def retry(number: int) -> str:
+    """The folder of retry `number` (from 1): laid out like a run of its own, with plan, records and progress."""
+    return f"{RETRIES}{number:05d}"
 
 
 def progress(stage: str, index: int) -> str:

@@ -40,7 +40,10 @@ class StoredFile(Document):
 
 
 class PlanSummary(Marker):
-    """Marker of the plan. counts: split -> label ("real", "fake") -> videos; lost: planned-time losses."""
+    """Marker of the plan, and of each retry's. counts: split -> label ("real", "fake") -> videos.
+
+    lost: planned-time losses; of a retry, the lost videos that it leaves alone.
+    """
 
     videos: StoredFile
     found: list[str]  # one line for each layout that was found, for people
@@ -68,7 +71,9 @@ class ShardReport(Marker):
 
 
 class RecordsSummary(Marker):
-    """Marker of preprocessing: totals over all shards and the plan's own losses.
+    """Marker of preprocessing, and of each retry: totals over all shards so far and the plan's own losses.
+
+    Of a video that was tried again its last outcome counts.
 
     outcomes: outcome -> label ("real", "fake", "unknown") -> videos. sequences: split -> label -> records.
     lost_fraction: of the labelled videos. metadata_auc: AUC of a baseline that sees only size, rate, codec and

@@ -62,11 +62,17 @@ def plan_videos(found: Found, data: Data, where: str) -> Plan:
         for video in videos
     ]
     require_closed(planned, where)
-    counts = {split: dict.fromkeys(NAMES, 0) for split in SPLITS}
-    for video in planned:
-        counts[video.split][NAMES[video.label]] += 1
+    counts = count_videos(planned)
     _require_usable(counts, where)
     return Plan(planned, len(set(groups.values())), counts, list(_warnings(counts, {} if official else _shares(data))))
+
+
+def count_videos(videos: Iterable[PlannedVideo]) -> dict[str, dict[str, int]]:
+    """split -> "real" or "fake" -> videos."""
+    counts = {split: dict.fromkeys(NAMES, 0) for split in SPLITS}
+    for video in videos:
+        counts[video.split][NAMES[video.label]] += 1
+    return counts
 
 
 def group_videos(videos: Iterable[FoundVideo]) -> dict[str, str]:
@@ -163,6 +169,14 @@ class _Left:
         stand_ins = max(0, reals - self.real) + max(0, fakes - self.fake)
         enough = whole + reals + fakes + empty <= self.real + self.fake + self.mixed
         return enough and stand_ins <= self.mixed - whole
+
+
+def draw_split(group: str, data: Data) -> str:
+    """A split for a group that comes when the others have theirs: seeded, in the shares that data asks for."""
+    drawn = int.from_bytes(_draw(data.seed, group)[:8], "big") / 2**64
+    if drawn < data.test:
+        return "test"
+    return "validation" if drawn < data.test + data.validation else "train"
 
 
 def assign_shards(videos: Iterable[FoundVideo], shards: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from deepfake_detector.adapters.machine import cpu_limit
+from deepfake_detector.adapters.rounds import load_summary, require_no_half_done_retry, round_storage
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
@@ -25,11 +26,11 @@ from deepfake_detector.core.errors import (
     EXIT_UNAVAILABLE,
     DataError,
 )
-from deepfake_detector.core.markers import RecordsSummary, decode
 from deepfake_detector.core.topology import PORTS
 from deepfake_detector.display import PreprocessDisplay, TrainDisplay, describe_records
 from deepfake_detector.local.processes import Job, JobError, Processes, free_blocks, module
-from deepfake_detector.stages.runs import records_storage
+from deepfake_detector.stages.retry import NextRetry, describe_gain, next_retry, nothing_to_try
+from deepfake_detector.stages.runs import has_begun, records_storage
 from deepfake_detector.supervisor.child import End
 
 POLL_SECONDS = 0.1
@@ -45,12 +46,21 @@ class Commands:
     train: Sequence[str] = module("jobs.train")
 
 
-def run_local(run: Storage, config: Config, *, verbose: bool = False, commands: Commands | None = None) -> int:
+def run_local(
+    run: Storage,
+    config: Config,
+    *,
+    retry_lost: bool = False,
+    verbose: bool = False,
+    commands: Commands | None = None,
+) -> int:
     """Preprocess, train and export a run whose settings are stored; finished stages start nothing. Returns 0.
 
-    verbose: the jobs' own output on the terminal. Raises JobError with the error of the job that failed and its
-    status, ConfigError, DataError and StorageError. Ctrl-C and SIGTERM end every job; the same call goes on.
+    retry_lost: try the lost videos of finished preprocessing again before training. verbose: the jobs' own output on
+    the terminal. Raises JobError with the error of the job that failed and its status, ConfigError, DataError and
+    StorageError. Ctrl-C and SIGTERM end every job; the same call goes on.
     """
+    retry = next_retry(run) if retry_lost else None
     if run.exists(layout.DETECTOR):
         print(f"{run.uri}/{layout.MODEL}: done before, nothing to do")
         return EXIT_OK
@@ -61,11 +71,23 @@ def run_local(run: Storage, config: Config, *, verbose: bool = False, commands: 
         Processes(Path(folder), verbose=verbose) as processes,
     ):
         scratch = Path(folder)
+        if retry:
+            _retry(run, retry, processes, scratch, commands.preprocess)
         if not run.exists(layout.TRAINED):
             _preprocess(run, config, processes, scratch, commands.preprocess)
         _train(run, config, processes, scratch, commands.train, verbose)
     print(f"model   {run.uri}/{layout.MODEL}\nreport  {run.uri}/{layout.REPORT}")
     return EXIT_OK
+
+
+def _retry(run: Storage, retry: NextRetry, processes: Processes, scratch: Path, command: Sequence[str]) -> None:
+    """The round that tries lost videos again, with every shard of it that has no report."""
+    if not retry.shards:
+        print("\n".join(nothing_to_try(run)))
+        return
+    print(f"preprocess: retry {retry.number} of lost videos in {retry.shards} shards")
+    _run_round(run, retry.number, retry.shards, processes, scratch, command)
+    print(describe_gain(run, retry.number))
 
 
 def _preprocess(run: Storage, config: Config, processes: Processes, scratch: Path, command: Sequence[str]) -> None:
@@ -74,31 +96,39 @@ def _preprocess(run: Storage, config: Config, processes: Processes, scratch: Pat
     if not records.exists(layout.RECORDS_SUMMARY):
         if records.uri != run.uri:
             raise DataError(f"{records.uri}/{layout.RECORDS_SUMMARY}: not found, expected finished records (--records)")
-        shards = config.data.shards
-        print(f"preprocess: {config.data.videos} in {shards} shards")
-        with PreprocessDisplay(run, shards) as display:
-            _run_shards(run, shards, processes, scratch, command, display)
-            display.last_look()
-    if not records.exists(layout.RECORDS_SUMMARY):
-        raise DataError(f"{run.uri}/{layout.RECORDS_SUMMARY}: not found, expected it from the last shard's job")
-    summary = decode(RecordsSummary, records.read(layout.RECORDS_SUMMARY), f"{records.uri}/{layout.RECORDS_SUMMARY}")
-    print("\n".join(describe_records(summary)))
+        print(f"preprocess: {config.data.videos} in {config.data.shards} shards")
+        _run_round(run, 0, config.data.shards, processes, scratch, command)
+    elif not has_begun(run, "train"):
+        require_no_half_done_retry(records)
+    print("\n".join(describe_records(load_summary(records))))
 
 
-def _run_shards(
-    run: Storage, shards: int, processes: Processes, scratch: Path, command: Sequence[str], display: PreprocessDisplay
+def _run_round(
+    run: Storage, number: int, shards: int, processes: Processes, scratch: Path, command: Sequence[str]
 ) -> None:
-    stored = {entry.name for entry in run.list("records/")}
-    waiting = deque(index for index in range(shards) if layout.shard_report(index, shards) not in stored)
-    if not waiting:
-        waiting.append(shards - 1)  # it finds its report, and writes the summary that is missing
-    failures = dict.fromkeys(waiting, 0)
+    """number: of the retry, or 0 for the first preprocessing."""
+    place = round_storage(run, number)
+    with PreprocessDisplay(place, shards) as display:
+        stored = {entry.name for entry in place.list("records/")}
+        waiting = deque(index for index in range(shards) if layout.shard_report(index, shards) not in stored)
+        if not waiting:
+            waiting.append(shards - 1)  # it finds its report, and writes the summary that is missing
+        environment = {"RETRY": str(number)} if number else {}
+        jobs = deque(_job("preprocess", index, run, scratch, command, **environment) for index in waiting)
+        _run_shards(jobs, processes, display)
+        display.last_look()
+    if not place.exists(layout.RECORDS_SUMMARY):
+        raise DataError(f"{place.uri}/{layout.RECORDS_SUMMARY}: not found, expected it from the last shard's job")
+
+
+def _run_shards(waiting: deque[Job], processes: Processes, display: PreprocessDisplay) -> None:
+    failures = dict.fromkeys((job.index for job in waiting), 0)
     running: set[int] = set()
     while waiting or running:
         while waiting and len(running) < cpu_limit():
-            index = waiting.popleft()  # index 0 first: it makes the plan
-            running.add(index)
-            processes.start(_job("preprocess", index, run, scratch, command))
+            job = waiting.popleft()  # index 0 first: it makes the plan
+            running.add(job.index)
+            processes.start(job)
         for job, end in processes.ended():
             running.discard(job.index)
             if end.status == EXIT_OK:
@@ -107,7 +137,7 @@ def _run_shards(
             if end.status == EXIT_PERMANENT or failures[job.index] > RETRIES:
                 raise _error(job, end)
             display.say(f"  {job.name}: {end.reason}; again ({failures[job.index]} of {RETRIES})")
-            waiting.appendleft(job.index)
+            waiting.appendleft(job)
         display.refresh(running)
         time.sleep(POLL_SECONDS)
 

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deepfake_detector.adapters.rounds import finished_rounds, read_reports
 from deepfake_detector.adapters.scoring import area_under_roc, fit_platt, score
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.calibration import UNDECIDED, Calibration, best_threshold, max_by_video, mean_by_track
-from deepfake_detector.core.markers import PlanSummary, ShardReport, decode
+from deepfake_detector.core.markers import PlanSummary, decode
 from deepfake_detector.core.outcomes import LABELS, Outcome, VideoOutcome
+from deepfake_detector.core.retry import latest
 from deepfake_detector.core.sequences import RecordEntry
 
 
@@ -47,14 +49,13 @@ class VideoScore:
 
 
 def lost_videos(records: Storage) -> list[VideoOutcome]:
-    """Every planned video that gave no sequence, of all splits, sorted by key; reads the plan and shard reports."""
-    lost: list[VideoOutcome] = []
+    """Every video that gave no sequence, of all splits, sorted by key; reads the plan and all rounds' shard reports."""
+    outcomes: list[VideoOutcome] = []
     if records.exists(layout.PLAN):
-        lost += decode(PlanSummary, records.read(layout.PLAN), f"{records.uri}/{layout.PLAN}").lost
-    for entry in records.list("records/"):
-        if layout.is_shard_report(entry.name):
-            report = decode(ShardReport, records.read(entry.name), f"{records.uri}/{entry.name}")
-            lost += [video for video in report.videos if video.outcome is not Outcome.OK]
+        outcomes += decode(PlanSummary, records.read(layout.PLAN), f"{records.uri}/{layout.PLAN}").lost
+    for each in finished_rounds(records):
+        outcomes += [video for report in read_reports(each) for video in report.videos]
+    lost = [video for video in latest(outcomes).values() if video.outcome is not Outcome.OK]
     return sorted(lost, key=lambda video: video.key)
 
 

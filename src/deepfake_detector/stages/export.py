@@ -122,7 +122,7 @@ def _score(
     if finished.fingerprint != trained.records_fingerprint:
         raise CorruptError(
             f"{records.uri}: records have fingerprint {finished.fingerprint}: expected "
-            f"{trained.records_fingerprint}, on which the run was trained"
+            f"{trained.records_fingerprint}, on which the run was trained (a retry of lost videos adds records)"
         )
     lost = lost_videos(records)
     infer = logits_function(model)

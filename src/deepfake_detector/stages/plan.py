@@ -19,8 +19,8 @@ from deepfake_detector.core.config import Config, fingerprint, require_same, sta
 from deepfake_detector.core.datasets import find_videos
 from deepfake_detector.core.errors import ConfigError, CorruptError, WaitError
 from deepfake_detector.core.markers import PlanSummary, StoredFile, decode
-from deepfake_detector.core.outcomes import PlannedVideo
-from deepfake_detector.core.plan import plan_videos
+from deepfake_detector.core.outcomes import PlannedVideo, VideoOutcome
+from deepfake_detector.core.plan import Plan, plan_videos
 
 PROGRESS_EVERY = 1000  # listed names
 FIRST_POLL_SECONDS, LAST_POLL_SECONDS = 0.1, 5.0
@@ -35,17 +35,24 @@ def make_plan(run: Storage, config: Config, *, progress: Callable[[int], None] |
     other settings, DataError when the videos cannot become a detector (see `find_videos` and `plan_videos`).
     """
     if run.exists(layout.PLAN):
-        return _committed(run, config)
+        return committed_plan(run, config)
     if not config.data.videos:
         raise ConfigError("data.videos='': expected the folder or gs:// prefix that holds the videos")
     videos = open_storage(config.data.videos)
-    found = find_videos(_list(videos, progress), videos.read, videos.uri)
+    found = find_videos(list_sizes(videos, progress), videos.read, videos.uri)
     plan = plan_videos(found, config.data, videos.uri)
+    return commit_plan(run, config, plan, shards=config.data.shards, found=found.lines, lost=found.lost)
+
+
+def commit_plan(
+    run: Storage, config: Config, plan: Plan, *, shards: int, found: list[str], lost: list[VideoOutcome]
+) -> PlanSummary:
+    """Write the plan and its marker, create-only, unless another one has come first; returns what is there then."""
     data = encode_videos(plan.videos)
     if not run.create(layout.PLAN_VIDEOS, data):
         # Left by a planner that was killed, from other videos than are listed now; or its marker has just come.
         if run.exists(layout.PLAN):
-            return _committed(run, config)
+            return committed_plan(run, config)
         run.write(layout.PLAN_VIDEOS, data)
     settings = stage_settings(config, "plan")
     summary = PlanSummary(
@@ -53,15 +60,15 @@ def make_plan(run: Storage, config: Config, *, progress: Callable[[int], None] |
         fingerprint=fingerprint(settings),
         code_version=__version__,
         videos=StoredFile(name=layout.PLAN_VIDEOS, size=len(data), crc32c=crc32c_of(data)),
-        found=found.lines,
-        shards=config.data.shards,
+        found=found,
+        shards=shards,
         groups=plan.groups,
         counts=plan.counts,
-        lost=found.lost,
+        lost=lost,
         warnings=plan.warnings,
     )
     if not run.create(layout.PLAN, summary.encode()):
-        return _committed(run, config)
+        return committed_plan(run, config)
     return summary
 
 
@@ -90,7 +97,7 @@ def await_plan(run: Storage, config: Config, budget_seconds: float) -> PlanSumma
             )
         time.sleep(min(pause, left))
         pause = min(2 * pause, LAST_POLL_SECONDS)
-    return _committed(run, config)
+    return committed_plan(run, config)
 
 
 def encode_videos(videos: Iterable[PlannedVideo]) -> bytes:
@@ -116,14 +123,16 @@ def decode_videos(data: bytes, where: str) -> list[PlannedVideo]:
     return videos
 
 
-def _committed(run: Storage, config: Config) -> PlanSummary:
+def committed_plan(run: Storage, config: Config) -> PlanSummary:
+    """The plan's marker. Raises NotFoundError without one, ConfigError when it was made with other settings."""
     where = f"{run.uri}/{layout.PLAN}"
     summary = decode(PlanSummary, run.read(layout.PLAN), where)
     require_same(stage_settings(config, "plan"), summary.settings, f"the plan {where}")
     return summary
 
 
-def _list(videos: Storage, progress: Callable[[int], None] | None) -> dict[str, int]:
+def list_sizes(videos: Storage, progress: Callable[[int], None] | None = None) -> dict[str, int]:
+    """Name -> bytes of every object; progress: called with the number of names so far."""
     sizes: dict[str, int] = {}
     for entry in videos.list():
         sizes[entry.name] = entry.size

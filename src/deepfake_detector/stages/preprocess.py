@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from deepfake_detector.adapters.machine import code_version, cpu_limit
 from deepfake_detector.adapters.records import RecordWriter, encode
+from deepfake_detector.adapters.rounds import round_storage
 from deepfake_detector.adapters.storage import Storage, crc32c_of, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, fingerprint, require_same, stage_settings
@@ -25,7 +26,7 @@ from deepfake_detector.core.markers import RecordFile, ShardReport, decode
 from deepfake_detector.core.outcomes import Outcome, PlannedVideo, VideoOutcome
 from deepfake_detector.core.sequences import RecordEntry
 from deepfake_detector.stages.decoders import Decoders, Extract
-from deepfake_detector.stages.plan import load_plan
+from deepfake_detector.stages.plan import committed_plan, load_plan
 from deepfake_detector.stages.summary import finish
 
 PROGRESS_SECONDS = 5.0  # storage takes about one write per second per name
@@ -41,43 +42,49 @@ def preprocess_shard(
     shard: int,
     *,
     scratch: Path,
+    retry: int = 0,
     on_progress: Progress | None = None,
     extract: Extract | None = None,
 ) -> ShardReport:
-    """Make the shard's records and report, then the run's summary if this was the last shard.
+    """Make the shard's records and report, then the round's summary if this was the last shard.
 
     A shard that has its report does nothing but that last step. Source videos are only read: in place when they
-    are local, as copies in `scratch` when they are remote. extract: as in `Decoders`.
-    Raises ConfigError when the report was made with other settings, NotFoundError without a plan, StorageError.
+    are local, as copies in `scratch` when they are remote. retry: the round; 0 is the first preprocessing.
+    extract: as in `Decoders`. Raises ConfigError when the report was made with other settings or training has begun
+    before a retry, NotFoundError without a plan, StorageError.
     """
-    name = layout.shard_report(shard, config.data.shards)
-    where = f"{run.uri}/{name}"
-    if run.exists(name):
-        report = decode(ShardReport, run.read(name), where)
+    place = round_storage(run, retry)
+    shards = committed_plan(place, config).shards if retry else config.data.shards
+    name = layout.shard_report(shard, shards)
+    where = f"{place.uri}/{name}"
+    if place.exists(name):
+        report = decode(ShardReport, place.read(name), where)
         require_same(stage_settings(config, "preprocess"), report.settings, f"the report {where}")
     else:
-        videos = [video for video in load_plan(run)[1] if video.shard == shard]
-        report = _make_records(run, config, shard, videos, scratch, _both(on_progress, run, shard), extract)
-        run.write(name, report.encode())
-    finish(run, config)
+        videos = [video for video in load_plan(place)[1] if video.shard == shard]
+        on_progress = _both(on_progress, place, shard)
+        report = _make_records(place, config, (shard, shards), videos, scratch, on_progress, extract)
+        place.write(name, report.encode())
+    finish(run, config, retry)
     return report
 
 
 def _make_records(
-    run: Storage,
+    place: Storage,
     config: Config,
-    shard: int,
+    shard_of: tuple[int, int],
     videos: list[PlannedVideo],
     scratch: Path,
     on_progress: Progress,
     extract: Extract | None,
 ) -> ShardReport:
+    shard, shards = shard_of
     settings = stage_settings(config, "preprocess")
     outcomes: list[VideoOutcome] = []
     counts: dict[str, int] = {}
     slots = max(min(config.operations.decoders or cpu_limit(), len(videos)), 1)
     with (
-        _ShardFiles(scratch / "records", shard, config.data.shards) as files,
+        _ShardFiles(scratch / "records", shard, shards) as files,
         Decoders(config, slots, extract) as decoders,
         _Sources(open_storage(config.data.videos), videos, scratch / "videos", slots) as sources,
     ):
@@ -108,8 +115,8 @@ def _make_records(
             fingerprint=fingerprint(settings),
             code_version=code_version(),
             shard=shard,
-            shards=config.data.shards,
-            files=files.commit(run),
+            shards=shards,
+            files=files.commit(place),
             videos=outcomes,
         )
 

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from typing import Any
 
+from deepfake_detector.adapters.rounds import finished_rounds
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.markers import RecordsSummary, decode
+from deepfake_detector.core.markers import RecordsSummary
 from deepfake_detector.stages.evaluate import VideoScore
 from deepfake_detector.stages.plots import draw_plots
 from deepfake_detector.stages.summary import METADATA_AUC_WARNING
@@ -59,10 +60,8 @@ def report_files(
     document: the content of metrics.json; scores: the test split's videos, in order. Training's charts are taken
     from `run` when they are there, the losses and the metadata baseline from the summary of `records`.
     """
-    summary = None
-    if records.exists(layout.RECORDS_SUMMARY):
-        where = f"{records.uri}/{layout.RECORDS_SUMMARY}"
-        summary = decode(RecordsSummary, records.read(layout.RECORDS_SUMMARY), where)
+    rounds = finished_rounds(records)
+    summary = rounds[-1].summary if rounds else None
     caveats = _caveats(document, summary)
     plots = draw_plots(scores, document)
     charts = run.read(layout.CHARTS) if run.exists(layout.CHARTS) else None

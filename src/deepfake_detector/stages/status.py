@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from deepfake_detector.adapters.epochs import read_epochs
+from deepfake_detector.adapters.rounds import finished_rounds, round_storage
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import CorruptError, NotFoundError
@@ -26,6 +27,16 @@ class ShardProgress(Document):
     done: bool
 
 
+class RetryProgress(Document):
+    """A further round for lost videos; until it is finished its records do not count."""
+
+    number: int
+    tried: list[str]  # what is tried again and what is not, a line each
+    videos: int
+    shards: list[ShardProgress]
+    finished: bool
+
+
 class Status(Document):
     """Everything `deepfake-detector status` shows; a stage that is not done is None."""
 
@@ -34,7 +45,8 @@ class Status(Document):
     records_from: str  # the run whose records are used
     plan: PlanSummary | None
     shards: list[ShardProgress]
-    records: RecordsSummary | None
+    records: RecordsSummary | None  # finished retries included
+    retries: list[RetryProgress]
     epochs: list[EpochMetrics]
     trained: TrainedMarker | None
     attempts: list[dict[str, Any]]
@@ -47,13 +59,15 @@ def read_status(run: Storage) -> Status:
     given = load_given(run)
     records = records_storage(run)
     plan = _optional(records, layout.PLAN, PlanSummary)
+    rounds = finished_rounds(records)
     return Status(
         run=run.uri,
         given=given,
         records_from=records.uri,
         plan=plan,
         shards=_shards(records, plan),
-        records=_optional(records, layout.RECORDS_SUMMARY, RecordsSummary),
+        records=rounds[-1].summary if rounds else None,
+        retries=[each for number in range(1, len(rounds) + 1) if (each := _retry(records, number, len(rounds)))],
         epochs=read_epochs(run),
         trained=_optional(run, layout.TRAINED, TrainedMarker),
         attempts=[_object(run, entry.name) for entry in run.list(layout.ATTEMPTS)],
@@ -69,7 +83,8 @@ def to_text(status: Status) -> str:
     lines.append(f"given     {given or 'defaults'}")
     if status.records_from != status.run:
         lines.append(f"records   of {status.records_from}")
-    lines += _plan_lines(status) + _records_lines(status) + _training_lines(status) + _model_lines(status)
+    lines += _plan_lines(status) + _records_lines(status) + _retry_lines(status)
+    lines += _training_lines(status) + _model_lines(status)
     return "\n".join(lines)
 
 
@@ -80,6 +95,20 @@ def _shards(records: Storage, plan: PlanSummary | None) -> list[ShardProgress]:
     return [
         ShardProgress(shard=shard, done=layout.shard_report(shard, plan.shards) in done) for shard in range(plan.shards)
     ]
+
+
+def _retry(records: Storage, number: int, rounds: int) -> RetryProgress | None:
+    place = round_storage(records, number)
+    plan = _optional(place, layout.PLAN, PlanSummary)
+    if plan is None:
+        return None
+    return RetryProgress(
+        number=number,
+        tried=plan.found,
+        videos=sum(sum(labels.values()) for labels in plan.counts.values()),
+        shards=_shards(place, plan),
+        finished=number < rounds,
+    )
 
 
 def _object(run: Storage, name: str) -> dict[str, Any]:
@@ -123,6 +152,15 @@ def _records_lines(status: Status) -> list[str]:
     for outcome, counts in summary.outcomes.items():
         lines.append(f"          {outcome:<16}" + ", ".join(f"{label} {count}" for label, count in counts.items()))
     return lines + [f"          warning: {warning}" for warning in summary.warnings]
+
+
+def _retry_lines(status: Status) -> list[str]:
+    lines = []
+    for retry in status.retries:
+        done = f"{sum(shard.done for shard in retry.shards)} of {len(retry.shards)} shards done"
+        state = f"done: {retry.videos} videos" if retry.finished else f"{done}, not counted yet"
+        lines += [f"retry {retry.number:<4}{state}", *(f"          {line}" for line in retry.tried)]
+    return lines
 
 
 def _training_lines(status: Status) -> list[str]:

@@ -7,49 +7,73 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from deepfake_detector.adapters.machine import code_version
+from deepfake_detector.adapters.rounds import finished_rounds, read_reports, round_storage
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, fingerprint, require_same, stage_settings
+from deepfake_detector.core.errors import ConfigError
 from deepfake_detector.core.markers import RecordsSummary, ShardReport, decode
 from deepfake_detector.core.outcomes import LABELS, Outcome, VideoOutcome
-from deepfake_detector.stages.plan import load_plan
+from deepfake_detector.core.retry import latest
+from deepfake_detector.stages.plan import committed_plan, load_plan
+from deepfake_detector.stages.runs import first_marker
 
 METADATA_AUC_WARNING = 0.6
 LOSS_GAP_WARNING = 0.05  # difference of the lost shares of real and fake videos
 
 
-def finish(run: Storage, config: Config) -> RecordsSummary | None:
-    """Write records/summary.json once every shard has its report; None while one is missing.
+def finish(run: Storage, config: Config, retry: int = 0) -> RecordsSummary | None:
+    """Write the round's records/summary.json once every shard has its report; None while one is missing.
 
-    Any number of shards may try at the same time: they write the same bytes, create-only.
-    Raises ConfigError when a report or the summary was made with other settings.
+    Any number of shards may try at the same time: they write the same bytes, create-only. retry: the round; its
+    summary has the totals over the rounds before it, too. Raises ConfigError when a report or the summary was made
+    with other settings, or when training has begun on the records before a retry adds to them.
     """
     settings = stage_settings(config, "preprocess")
-    where = f"{run.uri}/{layout.RECORDS_SUMMARY}"
-    if run.exists(layout.RECORDS_SUMMARY):
-        summary = decode(RecordsSummary, run.read(layout.RECORDS_SUMMARY), where)
+    place = round_storage(run, retry)
+    where = f"{place.uri}/{layout.RECORDS_SUMMARY}"
+    if place.exists(layout.RECORDS_SUMMARY):
+        summary = decode(RecordsSummary, place.read(layout.RECORDS_SUMMARY), where)
         require_same(settings, summary.settings, where)
         return summary
-    there = {entry.name for entry in run.list("records/")}
-    names = [layout.shard_report(shard, config.data.shards) for shard in range(config.data.shards)]
+    there = {entry.name for entry in place.list("records/")}
+    shards = committed_plan(place, config).shards if retry else config.data.shards
+    names = [layout.shard_report(shard, shards) for shard in range(shards)]
     if not there.issuperset(names):
         return None
-    reports = []
+    earlier = finished_rounds(run)[:retry] if retry else []
+    reports = [report for each in earlier for report in read_reports(each)]
     for name in names:
-        report = decode(ShardReport, run.read(name), f"{run.uri}/{name}")
-        require_same(settings, report.settings, f"{run.uri}/{name}")
+        report = decode(ShardReport, place.read(name), f"{place.uri}/{name}")
+        require_same(settings, report.settings, f"{place.uri}/{name}")
         reports.append(report)
     summary = summarise(reports, load_plan(run)[0].lost, config)
-    if not run.create(layout.RECORDS_SUMMARY, summary.encode()):
-        return decode(RecordsSummary, run.read(layout.RECORDS_SUMMARY), where)
+    if retry:
+        require_untrained(run)
+    if not place.create(layout.RECORDS_SUMMARY, summary.encode()):
+        return decode(RecordsSummary, place.read(layout.RECORDS_SUMMARY), where)
     return summary
 
 
+def require_untrained(run: Storage) -> None:
+    """Raise ConfigError, naming the marker, when training has begun on the run's own records."""
+    marker = first_marker(run, "train")
+    if marker:
+        raise ConfigError(
+            f"{run.uri}/{marker}: training has begun on these records: expected lost videos to be tried again before "
+            "that (without RETRY_LOST this run goes on; a new RUN can have all videos)"
+        )
+
+
 def summarise(reports: Sequence[ShardReport], lost_by_plan: Iterable[VideoOutcome], config: Config) -> RecordsSummary:
-    """Totals of the reports. Files without a label are counted, but their loss is no reason against training."""
+    """Totals of the reports, in the order of rounds: of a video that several of them have, the last one counts.
+
+    Files without a label are counted, but their loss is no reason against training.
+    """
     settings = stage_settings(config, "preprocess")
-    planned = [video for report in reports for video in report.videos]
-    videos = [*planned, *lost_by_plan]
+    by_key = latest(video for report in reports for video in report.videos)
+    planned = list(by_key.values())
+    videos = [*planned, *(video for video in lost_by_plan if video.key not in by_key)]
     outcomes: dict[str, dict[str, int]] = {}
     for (outcome, label), count in sorted(Counter((str(v.outcome), LABELS[v.label]) for v in videos).items()):
         outcomes.setdefault(outcome, {})[label] = count
@@ -62,7 +86,7 @@ def summarise(reports: Sequence[ShardReport], lost_by_plan: Iterable[VideoOutcom
         settings=settings,
         fingerprint=fingerprint(settings),
         code_version=code_version(),
-        shards=config.data.shards,
+        shards=len(reports),
         videos=len(videos),
         lost_fraction=_lost_fraction(labelled),
         outcomes=outcomes,

@@ -22,11 +22,12 @@ import numpy as np
 import numpy.typing as npt
 
 from deepfake_detector.adapters.records import read_record
+from deepfake_detector.adapters.rounds import finished_rounds, read_reports
 from deepfake_detector.adapters.storage import Storage, fetch_file
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import CorruptError, NotFoundError
-from deepfake_detector.core.markers import RecordFile, RecordsSummary, ShardReport, decode
+from deepfake_detector.core.markers import RecordFile, RecordsSummary
 from deepfake_detector.core.order import Order, worker_slice
 from deepfake_detector.core.sequences import RecordEntry
 
@@ -45,15 +46,24 @@ class Records:
 
 
 def open_records(run: Storage) -> Records:
-    """Read the markers of `run`'s records; raises NotFoundError when preprocessing has not finished."""
-    try:
-        summary = decode(RecordsSummary, run.read(layout.RECORDS_SUMMARY), layout.RECORDS_SUMMARY)
-    except NotFoundError:
-        raise NotFoundError(f"{run.uri}/{layout.RECORDS_SUMMARY}: not found, expected finished records") from None
-    names = [layout.shard_report(shard, summary.shards) for shard in range(summary.shards)]
-    with ThreadPoolExecutor(DOWNLOADS) as pool:
-        reports = [decode(ShardReport, data, name) for name, data in zip(names, pool.map(run.read, names), strict=True)]
-    files = sorted((file for report in reports for file in report.files), key=lambda file: file.name)
+    """Read the markers of `run`'s records, those of finished retries included.
+
+    Files are in the order of their names, so that the first round's come first and each retry's after them. Raises
+    NotFoundError when preprocessing has not finished.
+    """
+    rounds = finished_rounds(run)
+    if not rounds:
+        raise NotFoundError(f"{run.uri}/{layout.RECORDS_SUMMARY}: not found, expected finished records")
+    summary = rounds[-1].summary
+    files = sorted(
+        (
+            file.model_copy(update={"name": each.prefix + file.name})
+            for each in rounds
+            for report in read_reports(each)
+            for file in report.files
+        ),
+        key=lambda file: file.name,
+    )
     content = "\n".join(f"{file.name} {file.size} {file.crc32c}" for file in files)
     return Records(summary, files, hashlib.sha256(content.encode()).hexdigest())
 

@@ -17,7 +17,7 @@ import numpy as np
 from deepfake_detector.adapters.storage import Storage, open_object
 from deepfake_detector.core import layout, schedule
 from deepfake_detector.core.config import Config, fingerprint, stage_settings
-from deepfake_detector.core.errors import ConfigError
+from deepfake_detector.core.errors import ConfigError, WaitError
 from deepfake_detector.core.markers import EpochMetrics, TrainedMarker, TrainState
 from deepfake_detector.core.order import Order
 from deepfake_detector.core.timeline import Timeline
@@ -63,13 +63,14 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
     """Train to the end and commit the result. watchdog: runs from when all workers are here to the first step.
 
     Raises ConfigError when a loss is not finite, when the workers disagree about threads or the checkpoint to
-    resume from, or when a checkpoint was made with other settings or records.
+    resume from, or when a checkpoint was made with other settings; WaitError when they have read different records.
     """
     config, cluster = task.config, task.cluster
     settings = stage_settings(config, "train")
     collectives = Collectives(strategy)
     _require_equal_threads(task, collectives)
     watchdog.start()
+    _require_equal_records(task, collectives)
     machines = collectives.gather(task.machine, cluster.rank, cluster.workers)
     task.timeline.mark("agreed")
 
@@ -243,11 +244,6 @@ def _resume(
         return None
     marker = marker or checkpoints.read(task.run, chosen)
     state = marker.state
-    if state.records_fingerprint != task.records.fingerprint:
-        raise ConfigError(
-            f"{task.records_uri}: records {task.records.fingerprint[:12]}: expected {state.records_fingerprint[:12]}, "
-            f"with which {task.run.uri}/{layout.checkpoint_marker(chosen)} was made"
-        )
     if marker.machines != machines:
         log.warning("machines %s: the checkpoint was made on %s; the bits may differ now", machines, marker.machines)
     checkpoints.restore(checkpoints.fetch(task.run, marker, task.scratch), model, optimizer)
@@ -283,6 +279,17 @@ def _require_equal_threads(task: Task, collectives: Collectives) -> None:
         raise ConfigError(
             f"threads={task.threads} on worker {task.cluster.rank}: expected the chief's {chief} on all workers, "
             f"{wrong} differ (set train.threads, or give all workers the same CPU limit)"
+        )
+
+
+def _require_equal_records(task: Task, collectives: Collectives) -> None:
+    """A retry of lost videos that finishes while workers start would give some of them more records than others."""
+    cluster = task.cluster
+    found = collectives.gather(task.records.fingerprint, cluster.rank, cluster.workers)
+    if len(set(found)) > 1:
+        raise WaitError(
+            f"{task.records_uri}: records changed while the workers started, worker {cluster.rank} has "
+            f"{found[cluster.rank][:12]}: expected {found[0][:12]}, as worker 0 (another attempt reads them anew)"
         )
 
 

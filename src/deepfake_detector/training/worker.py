@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from deepfake_detector.adapters.machine import code_version, cpu_limit, cpu_model
-from deepfake_detector.adapters.storage import open_storage
+from deepfake_detector.adapters.rounds import require_no_half_done_retry
+from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, flat, require_same, stage_settings
 from deepfake_detector.core.errors import ConfigError, WaitError
 from deepfake_detector.core.losses import require_few_lost
-from deepfake_detector.core.markers import RecordsSummary, TrainedMarker, decode
+from deepfake_detector.core.markers import CheckpointMarker, RecordsSummary, TrainedMarker, decode
 from deepfake_detector.core.timeline import Timeline
 from deepfake_detector.core.topology import Cluster
 from deepfake_detector.training import checkpoints
-from deepfake_detector.training.dataset import damage_named, open_records, open_split
+from deepfake_detector.training.dataset import Records, damage_named, open_records, open_split
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +71,14 @@ def run_worker(
         return
     if cluster.workers != config.train.workers:
         raise ConfigError(f"train.workers={config.train.workers}: expected {cluster.workers}, as in TF_CONFIG")
+    newest = next(checkpoints.markers(run), None)
+    if not newest:
+        require_no_half_done_retry(records_run)
     records = open_records(records_run)
     _require_usable(records.summary, config, records_uri)
-    frozen = next((marker.state.threads for marker in checkpoints.markers(run)), 0)
-    threads = frozen or config.train.threads or cpu_limit()
+    if newest:
+        _require_same_records(newest, records, run, records_uri)
+    threads = (newest.state.threads if newest else 0) or config.train.threads or cpu_limit()
 
     timeline = timeline or Timeline()
     timeline.mark("prepared")
@@ -164,6 +169,15 @@ def _require_usable(summary: RecordsSummary, config: Config, uri: str) -> None:
     where = f"{uri}/{layout.RECORDS_SUMMARY}"
     require_same(flat(config, "sampling", "faces"), _made_with(summary.settings), where)
     require_few_lost(summary, config.operations.max_lost_fraction, where)
+
+
+def _require_same_records(marker: CheckpointMarker, records: Records, run: Storage, uri: str) -> None:
+    """All checkpoints of a run are made with the same records; a retry of lost videos elsewhere may have added some."""
+    if marker.state.records_fingerprint != records.fingerprint:
+        raise ConfigError(
+            f"{uri}: records {records.fingerprint[:12]}: expected {marker.state.records_fingerprint[:12]}, with which "
+            f"{run.uri}/{layout.checkpoint_marker(marker.step)} was made (another RUN can train on these)"
+        )
 
 
 def _made_with(settings: dict[str, Any]) -> dict[str, Any]:

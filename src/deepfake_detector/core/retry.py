@@ -1,0 +1,156 @@
+"""Which lost videos are tried again, and in which split and shard: a pure function of the plans and the outcomes.
+
+Preprocessing goes by rounds. Round 0 plans all videos; each retry (1, 2, ...) plans only some of those that are still
+lost, and of every video the outcome of its latest round counts.
+
+Worth another try is what has a place in the plan, whatever it was lost by: a file may have been replaced, memory or
+time may suffice today, and a video that is as it was costs what it did before. So is a labelled video whose file was
+missing when the others were planned, once it is there: it joins the split of those that share a source with it, and
+stays lost where they lie in two splits. A video without a label, or with a name that no run can fetch, is left alone:
+a label given since may tie groups together that are in different splits already, which only a new plan can undo.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from deepfake_detector.core.config import Data
+from deepfake_detector.core.datasets import FoundVideo
+from deepfake_detector.core.markers import RecordsSummary
+from deepfake_detector.core.outcomes import Outcome, PlannedVideo, VideoOutcome
+from deepfake_detector.core.plan import draw_split, group_videos, require_closed
+
+NEVER_AGAIN = {
+    Outcome.UNLABELLED: "had no label when the videos were planned: a new RUN plans them anew",
+    Outcome.BAD_NAME: "the name is no path, which no run can fetch",
+}
+NOT_THERE = "still not there"
+BETWEEN = "shares a source with videos of different splits, or has another label now: a new RUN plans it anew"
+
+
+@dataclass(frozen=True)
+class Retry:
+    """videos: tried again, sorted by key; left: the other lost ones, `detail` says why they are left alone."""
+
+    videos: list[PlannedVideo]
+    left: list[VideoOutcome]
+
+
+def worth_trying(summary: RecordsSummary) -> int:
+    """How many videos a retry may try: all lost ones, save those that it never tries."""
+    passed_over = (Outcome.OK, *NEVER_AGAIN)
+    return sum(sum(labels.values()) for outcome, labels in summary.outcomes.items() if outcome not in passed_over)
+
+
+def shards_for(summary: RecordsSummary, data: Data) -> int:
+    """Shards of the retry that follows: known before its plan is made, and as many as before where there is work."""
+    return min(data.shards, worth_trying(summary))
+
+
+def latest(outcomes: Iterable[VideoOutcome]) -> dict[str, VideoOutcome]:
+    """key -> the last outcome of the video; outcomes: in the order of rounds."""
+    return {video.key: video for video in outcomes}
+
+
+def plan_retry(
+    planned: Mapping[str, PlannedVideo],
+    outcomes: Mapping[str, VideoOutcome],
+    found: Sequence[FoundVideo],
+    shards: int,
+    data: Data,
+    where: str,
+) -> Retry:
+    """Divide the lost videos into those that are tried again and those that are left alone.
+
+    planned: key -> video, of all rounds so far; outcomes: key -> latest outcome of every video, never planned ones
+    included; found: what the folder holds now, which matters to videos whose file was missing; where: the folder, for
+    messages. A video keeps its split and group, and no group crosses splits. The result does not depend on the order
+    of its inputs.
+    """
+    lost = {key: outcome for key, outcome in sorted(outcomes.items()) if outcome.outcome is not Outcome.OK}
+    missing = {
+        key: outcome
+        for key, outcome in lost.items()
+        if key not in planned and outcome.outcome is Outcome.MISSING_FILE and outcome.label is not None
+    }
+    arrived = {video.key: video for video in _arrived(planned, missing, found, data)} if missing else {}
+    again = [arrived.get(key) or planned[key] for key in lost if key in planned or key in arrived]
+    require_closed([*planned.values(), *arrived.values()], where)
+    # One label after the other, so that each shard gets its part of both.
+    dealt = sorted(again, key=lambda video: (video.label, video.key))
+    videos = [replace(video, shard=number % shards) for number, video in enumerate(dealt)]
+    there = {video.key for video in found}
+    left = [
+        replace(outcome, detail=NEVER_AGAIN.get(outcome.outcome) or (BETWEEN if key in there else NOT_THERE))
+        for key, outcome in lost.items()
+        if key not in planned and key not in arrived
+    ]
+    return Retry(sorted(videos, key=lambda video: video.key), left)
+
+
+def describe(retry: Retry, outcomes: Mapping[str, VideoOutcome]) -> list[str]:
+    """Lines for people; outcomes: the latest ones before the retry."""
+    again = Counter(str(outcomes[video.key].outcome) for video in retry.videos)
+    why = Counter((str(outcome.outcome), outcome.detail) for outcome in retry.left)
+    lines = [f"tried again: {_counted(again) or 'none'}"]
+    return lines + [f"not tried again: {name} {count} ({detail})" for (name, detail), count in sorted(why.items())]
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
+
+def _arrived(
+    planned: Mapping[str, PlannedVideo],
+    missing: Mapping[str, VideoOutcome],
+    found: Sequence[FoundVideo],
+    data: Data,
+) -> Iterator[PlannedVideo]:
+    """The missing videos that are there now and fit into one split, in it (their shard is still open)."""
+    everything = _tied_as_planned(planned, found)
+    groups = group_videos(everything)
+    members: dict[str, list[FoundVideo]] = defaultdict(list)
+    for video in everything:
+        members[groups[video.key]].append(video)
+    for group, videos in sorted(members.items()):
+        new = [video for video in videos if video.key in missing and missing[video.key].label == video.label]
+        old = sorted((planned[video.key] for video in videos if video.key in planned), key=lambda video: video.key)
+        splits = {video.split for video in old} | {video.split for video in new if video.split}
+        if not new or len(splits) > 1:
+            continue
+        split = splits.pop() if splits else draw_split(group, data)
+        for video in new:
+            yield PlannedVideo(
+                key=video.key,
+                path=video.path,
+                label=video.label,
+                group=old[0].group if old else group,
+                dataset=video.dataset,
+                method=video.method,
+                original=video.original,
+                split=split,
+                shard=0,
+            )
+
+
+def _tied_as_planned(planned: Mapping[str, PlannedVideo], found: Iterable[FoundVideo]) -> list[FoundVideo]:
+    """What is there now and all that was planned, each planned video tied to its group by the group's name."""
+    by_key = {video.key: video for video in found}
+    tied = [video for video in by_key.values() if video.key not in planned]
+    for key, video in planned.items():
+        now = by_key.get(key)
+        tied.append(
+            FoundVideo(
+                key=key,
+                path=video.path,
+                size=now.size if now else 0,
+                label=video.label,
+                dataset=video.dataset,
+                method=video.method,
+                identities=(*(now.identities if now else ()), video.group),
+                original=video.original,
+            )
+        )
+    return tied

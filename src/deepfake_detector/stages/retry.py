@@ -1,0 +1,119 @@
+"""Lost videos are tried again: a further round of preprocessing, beside the finished ones, which stay as they are.
+
+Its folder, RUN/retries/00001 for the first, is laid out like a run: index 0 writes its plan, every shard its records
+and report, and the last one the summary with which it counts. `core.retry` says what is tried again, and why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepfake_detector.adapters.rounds import Round, finished_rounds, load_summary, read_reports, round_storage
+from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.core import layout
+from deepfake_detector.core.config import Config
+from deepfake_detector.core.datasets import FoundVideo, find_videos
+from deepfake_detector.core.errors import ConfigError, DataError
+from deepfake_detector.core.markers import PlanSummary
+from deepfake_detector.core.outcomes import Outcome, PlannedVideo, VideoOutcome
+from deepfake_detector.core.plan import Plan, count_videos
+from deepfake_detector.core.retry import NEVER_AGAIN, describe, latest, plan_retry, shards_for
+from deepfake_detector.stages.plan import commit_plan, committed_plan, list_sizes, load_plan
+from deepfake_detector.stages.runs import has_config, load_config, records_storage
+from deepfake_detector.stages.summary import require_untrained
+
+
+@dataclass(frozen=True)
+class NextRetry:
+    """The retry to be done now. number: from 1; shards: 0 where nothing that is lost may be tried again."""
+
+    number: int
+    shards: int
+
+
+def next_retry(run: Storage) -> NextRetry:
+    """The retry that has begun and not finished, or else a new one. Writes nothing.
+
+    Raises DataError before preprocessing has finished, ConfigError when the run has no records of its own or training
+    has begun on them.
+    """
+    records = records_storage(run) if has_config(run) else run
+    if records.uri != run.uri:
+        raise ConfigError(
+            f"{run.uri}: uses the records of {records.uri}: expected lost videos to be tried again there "
+            f"(RUN={records.uri}), before any training on them"
+        )
+    rounds = finished_rounds(run)
+    if not rounds:
+        raise DataError(
+            f"{run.uri}/{layout.RECORDS_SUMMARY}: not found, expected preprocessing to finish before lost videos are "
+            "tried again (the same command without RETRY_LOST)"
+        )
+    require_untrained(run)
+    number, config = len(rounds), load_config(run)
+    place = round_storage(run, number)
+    if place.exists(layout.PLAN):
+        return NextRetry(number, committed_plan(place, config).shards)
+    return NextRetry(number, shards_for(rounds[-1].summary, config.data))
+
+
+def nothing_to_try(run: Storage) -> list[str]:
+    """Lines that say why no retry is begun, where `next_retry` has no shards for one."""
+    summary = load_summary(run)
+    some = summary.outcomes.keys() - {Outcome.OK}
+    lines = [f"{run.uri}: no {'lost video may be tried again' if some else 'video is lost, nothing to try again'}"]
+    for outcome, why in NEVER_AGAIN.items():
+        count = sum(summary.outcomes.get(outcome, {}).values())
+        lines += [f"  not tried again: {outcome} {count} ({why})"] if count else []
+    return lines
+
+
+def make_retry_plan(run: Storage, config: Config, number: int) -> PlanSummary:
+    """Plan retry `number` and commit its plan, which is kept once it is there.
+
+    The videos' folder is listed only where a file was missing when the others were planned. Raises ConfigError when
+    the plan that is there was made with other settings, or training has begun; DataError when the round before it has
+    not finished, and for what `find_videos` refuses.
+    """
+    place = round_storage(run, number)
+    if place.exists(layout.PLAN):
+        return committed_plan(place, config)
+    require_untrained(run)
+    rounds = finished_rounds(run)
+    if len(rounds) != number:
+        raise DataError(f"{place.uri}: {len(rounds)} finished rounds before it: expected {number}")
+    planned, outcomes = _so_far(run, rounds)
+    shards = max(1, shards_for(rounds[-1].summary, config.data))
+    found = _found(planned, outcomes, config)
+    retry = plan_retry(planned, outcomes, found, shards, config.data, config.data.videos)
+    groups = len({video.group for video in retry.videos})
+    plan = Plan(retry.videos, groups, count_videos(retry.videos), warnings=[])
+    return commit_plan(place, config, plan, shards=shards, found=describe(retry, outcomes), lost=retry.left)
+
+
+def describe_gain(run: Storage, number: int) -> str:
+    """A line on what a finished retry has come to."""
+    tried = [video for report in read_reports(finished_rounds(run)[number]) for video in report.videos]
+    won = sum(video.outcome is Outcome.OK for video in tried)
+    return f"  retry {number}: {won} of {len(tried)} videos are no longer lost"
+
+
+def _so_far(run: Storage, rounds: Sequence[Round]) -> tuple[dict[str, PlannedVideo], dict[str, VideoOutcome]]:
+    """By key: all that was planned, and the latest outcome of every video."""
+    planned: dict[str, PlannedVideo] = {}
+    outcomes = list(load_plan(run)[0].lost)
+    for each in rounds:
+        planned |= {video.key: video for video in load_plan(each.storage)[1]}
+        outcomes += [video for report in read_reports(each) for video in report.videos]
+    return planned, latest(outcomes)
+
+
+def _found(planned: dict[str, PlannedVideo], outcomes: dict[str, VideoOutcome], config: Config) -> Sequence[FoundVideo]:
+    """What the videos' folder holds now, and what was planned as if it were still there: its ties hold."""
+    missing = (key for key, video in outcomes.items() if video.outcome is Outcome.MISSING_FILE and key not in planned)
+    if next(missing, None) is None:
+        return []
+    videos = open_storage(config.data.videos)
+    sizes = {video.path: 0 for video in planned.values()} | list_sizes(videos)
+    return find_videos(sizes, videos.read, videos.uri).videos
