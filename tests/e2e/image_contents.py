@@ -9,8 +9,6 @@ import stat
 from collections.abc import Iterator
 
 BLOCK = 512  # bytes, of a tar archive
-PAX_RECORD = 2 * BLOCK  # that a long name needs besides
-LONGEST_NAME = 100  # bytes, in a tar header
 OWN = "deepfake-detector"
 ABSENT = ("kubernetes", "yaml", "skimage", "demo", "bench", "tests")
 
@@ -21,33 +19,41 @@ def mounts() -> set[str]:
         return {line.split()[4] for line in file} - {"/"}
 
 
-def entries() -> Iterator[tuple[str, os.stat_result]]:
-    """Everything in the root file system, whose entries are the image's: a pod writes nothing there."""
+def entries(closed: list[str]) -> Iterator[os.stat_result]:
+    """Everything in the root file system, whose entries are the image's: a pod writes nothing there.
+
+    closed: takes the folders that may not be read.
+    """
     elsewhere = mounts()
     waiting = ["/"]
     while waiting:
-        with os.scandir(waiting.pop()) as found:
-            for entry in found:
-                if entry.path in elsewhere:
-                    continue
-                yield entry.path, entry.stat(follow_symlinks=False)
+        folder = waiting.pop()
+        try:
+            found = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except PermissionError:
+            closed.append(folder)
+            continue
+        for entry in found:
+            if entry.path not in elsewhere:
+                yield entry.stat(follow_symlinks=False)
                 if entry.is_dir(follow_symlinks=False):
                     waiting.append(entry.path)
 
 
-def measure() -> dict[str, int]:
+def measure() -> dict[str, object]:
     """content: bytes in files; archive: bytes of one uncompressed tar of all of it, as an image's layer would be."""
     files = content = archive = 0
+    closed: list[str] = []
     seen: set[tuple[int, int]] = set()
-    for path, about in entries():
-        archive += BLOCK + (PAX_RECORD if len(os.fsencode(path)) - 1 > LONGEST_NAME else 0)
+    for about in entries(closed):
+        archive += BLOCK
         inode = (about.st_dev, about.st_ino)
         if stat.S_ISREG(about.st_mode) and not (about.st_nlink > 1 and inode in seen):
             seen.add(inode)
             files += 1
             content += about.st_size
             archive += -(-about.st_size // BLOCK) * BLOCK
-    return {"files": files, "content": content, "archive": archive}
+    return {"files": files, "content": content, "archive": archive, "closed": closed}
 
 
 def missing(package: importlib.metadata.Distribution) -> list[str]:

@@ -218,8 +218,12 @@ class Namespace:
         labels: Mapping[str, str] | None = None,
         cpu: str = "10m",
         node: str = "",
+        user: int | None = None,
     ) -> None:
-        """A pod of the image, and no Job's, that Pod Security `restricted` admits. node: where it has to run."""
+        """A pod of the image, and no Job's, that Pod Security `restricted` admits.
+
+        node: where it has to run. user: instead of the image's, for which `baseline` has to do where it is root.
+        """
         container = {
             "name": "main",
             "image": self.image,
@@ -233,7 +237,11 @@ class Namespace:
             "nodeSelector": {"kubernetes.io/hostname": node} if node else {},
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 1,
-            "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            "securityContext": {
+                "runAsNonRoot": user != 0,
+                "seccompProfile": {"type": "RuntimeDefault"},
+                **({} if user is None else {"runAsUser": user}),
+            },
             "containers": [container],
         }
         metadata = {"name": name, "labels": dict(labels or {})}

@@ -11,6 +11,7 @@ from tests.e2e.namespace import Namespace, kubectl, names
 
 NAME = "runs/submitted"
 RUN = f"gs://videos/{NAME}"
+SECONDS = 300.0
 
 
 @pytest.fixture
@@ -24,21 +25,20 @@ def test_from_doctor_to_clean(submitter: Namespace, videos: Path) -> None:
     assert "FAILS" not in doctor.text
     assert "unknown, you may not list nodes" in doctor.line("^ok +room|^ok +image")
     submitter.run("upload", "--videos", str(videos), "--to", VIDEOS)
-    preprocess = ("submit", "preprocess", "--videos", VIDEOS, "--run", RUN, "--image", submitter.image)
-    settings = ("--pods", "3", "--recipe", "demo", "--set", *SETTINGS)
-
-    submitter.run(*preprocess, *settings, "--detach")
-    stopped = submitter.run("stop", "--run", RUN)
-    assert stopped.text.startswith("stopped job preprocess-submitted-")
-    assert submitter.objects("jobs") == submitter.pods("preprocess") == []
-
-    done = submitter.run(*preprocess, *settings)
+    settings = ("--recipe", "demo", "--set", *SETTINGS)
+    done = submitter.submit("preprocess", RUN, "--videos", VIDEOS, "--pods", "3", *settings).end(SECONDS)
+    assert done.status == 0
     assert "preprocess: done" in done.text
     assert "shard 2: done" in done.text, "its pods were watched"
     status = submitter.run("status", "--run", RUN, "--overlay", "local", "--cluster")
     assert "complete; 3 of 3 shards done" in status.line("job preprocess-submitted-")
     logs = submitter.run("logs", "--run", RUN, "--stage", "preprocess", "--pod", "2")
-    assert logs.line(r"^== preprocess-submitted-\w+-2-\w{5}: shard 2 ")
+    assert logs.line(r"^== preprocess-submitted-\w+-2-\w{5}: shard 2 "), "a pod's own log"
+
+    assert submitter.submit("train", RUN, "--workers", "2", "--detach").end(SECONDS).status == 0
+    stopped = submitter.run("stop", "--run", RUN)
+    assert stopped.text.startswith("stopped job train-submitted-")
+    assert submitter.pods("train") == []
 
     submitter.run("clean", "--run", RUN, "--data", "--yes")
     assert submitter.objects("jobs") == []
