@@ -189,6 +189,27 @@ def test_a_retry_that_is_killed_goes_on_to_the_same_bytes(run: Storage, template
     assert half_done_retry(run) == 0
 
 
+@pytest.mark.gcs
+def test_in_a_bucket_a_retry_makes_the_same_objects(
+    run: Storage, template: Storage, gcs_bucket: str, tmp_path: Path
+) -> None:
+    remote = open_storage(f"{gcs_bucket}/some/run")
+    for entry in template.list():
+        remote.upload(Path(template.uri) / entry.name, entry.name)
+    before = objects_of(remote, "")
+    config = load_config(remote)
+    for each in (run, remote):
+        for shard in range(make_retry_plan(each, config, 1).shards):
+            preprocess_shard(each, config, shard, scratch=tmp_path / "scratch", retry=1)
+    after = objects_of(remote, "")
+    assert {name: after[name] for name in before} == before
+    assert objects_of(remote, PLACE) == objects_of(run, PLACE)
+    assert open_records(remote).fingerprint == open_records(run).fingerprint
+    split = open_split(remote, "train", tmp_path / "staged")
+    assert all(split.read(index) for index in range(len(split)))
+    split.close()
+
+
 def start(run: Storage, index: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "RUN": run.uri, "JOB_COMPLETION_INDEX": str(index), "RETRY": "1"}
     return subprocess.Popen([sys.executable, "-m", "jobs.preprocess"], cwd=REPOSITORY, env=environment)
