@@ -47,6 +47,7 @@ def test_the_first_attempt_tells_its_moments_in_order(tmp_path: Path) -> None:
         "staged",
         "agreed",
         "model",
+        "resumed",
         "built",
         "first_step",
     ]

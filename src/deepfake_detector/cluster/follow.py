@@ -138,7 +138,8 @@ class _Follower:
         told_at_the_end = (Kind.JOB, Kind.DEADLINE) if end else ()
         found = [finding for finding in found if finding.kind not in told_at_the_end]
         lines = self._notices.findings(found, time.monotonic(), last=end is not None)
-        if "deletionTimestamp" not in changes.job["metadata"]:  # else its pods go with it, which is no news
+        ending = "deletionTimestamp" in changes.job["metadata"] or (end is not None and not end.complete)
+        if not ending:  # else its pods go with it, as is said
             self._display.note(pods=count_in_words(changes.pods))
             lines = [*self._notices.states(changes.job, changes.pods), *lines]
         for line in lines:

@@ -14,9 +14,9 @@ from deepfake_detector.core.pods import Manifest
 FIRST_STEP = "first_step"
 
 # Moments in order, and what was done when each was reached. needed: what no program can do without: the pod's start
-# (from its creation: whoever waits for it waits for the scheduler, too), TensorFlow's import, and building graphs:
-# the model with its optimizer's variables, and the step. The step is traced and optimised by its first call, which also
-# runs it: TensorFlow does not tell the two apart.
+# (from its creation: whoever waits for it waits for the scheduler, too), TensorFlow's import, and building graphs: the
+# model with its optimizer's variables, the input with its augmentation, and the step. The step is traced and optimised
+# by its first call, which also runs it: TensorFlow does not tell the two apart.
 _STEPS = (
     ("submitted", "", False),
     ("job", "submit: checks, settings, the Job is created", False),
@@ -31,7 +31,8 @@ _STEPS = (
     ("staged", "worker: records are on local disk", False),
     ("agreed", "worker: threads and machines are agreed on", False),
     ("model", "worker: the model and its optimizer are built", True),
-    ("built", "worker: a checkpoint is looked for, the input begins", False),
+    ("resumed", "worker: a checkpoint is looked for", False),
+    ("built", "worker: the input's graph is built", True),
     (FIRST_STEP, "worker: the step's graph is built, and run once", True),
 )
 

@@ -90,6 +90,7 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
         state = schedule.initial_state(task.records.fingerprint, task.threads)
         _load_backbone(task, collectives, model)
     writer = _Chief(task, settings, machines, model, optimizer, state) if cluster.chief else None
+    task.timeline.mark("resumed")
 
     # Input
     step = compile_step(strategy, model, optimizer, config.train, cluster.rank)
