@@ -52,6 +52,13 @@ def test_a_watch_tells_what_is_there_and_then_what_changes(server, cluster):
     assert cluster.requests == len(server.requests) == 2, "one list and one watch"
 
 
+def test_a_watch_tells_what_became_of_what_was_known_before(server, cluster):
+    known = [server.put("pods", name) for name in ("same", "changed", "removed")]
+    server.put("pods", "changed", status={"phase": "Running"})
+    server.remove("pods", "removed")
+    assert seen(cluster.watch("pods", known=known), 2) == [("DELETED", "removed"), ("MODIFIED", "changed")]
+
+
 def test_a_watch_survives_a_lost_connection(server, cluster):
     stop, away, back = Stop(), [], []
     server.put("pods", "kept")

@@ -13,9 +13,10 @@ import pytest
 
 from deepfake_detector.adapters.machine import cpu_limit
 from deepfake_detector.core import layout
+from deepfake_detector.core.errors import EXIT_RETRY, EXIT_UNAVAILABLE
 from deepfake_detector.local import processes
-from deepfake_detector.local.launch import RETRIES
-from deepfake_detector.local.processes import checkout, free_blocks
+from deepfake_detector.local.launch import RETRIES, Commands, run_local
+from deepfake_detector.local.processes import JobError, checkout, free_blocks
 from deepfake_detector.stages.prepare import prepare_run
 from deepfake_detector.stages.runs import save_config
 from tests.integration.director import PATIENCE, ROOT, FakeWorker, Stage
@@ -140,6 +141,16 @@ def test_killed_supervisor_is_started_again(local: Local) -> None:
     status, output, _ = local.result()
     assert status == 0
     assert "train 0: killed by signal 9 (SIGKILL); starting it again" in output
+
+
+def test_workers_that_do_not_come_end_the_run_at_once(local: Local) -> None:
+    """Without another start, which could only wait again; the command's status asks for another try."""
+    make_run(local.folder / "run", tiny(train__workers=2), COUNTS)
+    says = f"import sys; print('error: worker 1: not there', file=sys.stderr); sys.exit({EXIT_UNAVAILABLE})"
+    command = (sys.executable, "-c", says)
+    with pytest.raises(JobError, match=r"^train [01]: exit 69: worker 1: not there$") as caught:
+        run_local(local.run, tiny(train__workers=2), commands=Commands(train=command))
+    assert caught.value.exit_status == EXIT_RETRY
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from deepfake_detector.supervisor.logs import STORE_SECONDS, store_log, within
 from deepfake_detector.supervisor.policy import exhausted
 
 log = logging.getLogger(__name__)
-FAREWELL_SECONDS = 2.0  # the same after SIGTERM
+FAREWELL_SECONDS = 2.0  # after SIGTERM, for the log and the reason of its end
 REASONS = 3  # of the last attempts, told when there is none left
 
 
