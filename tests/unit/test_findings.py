@@ -105,6 +105,16 @@ def test_workers_that_waited_for_the_same_one_say_it_once() -> None:
     ]
 
 
+def test_each_disruption_of_an_index_is_counted() -> None:
+    lives = [ended(0, EXIT_TERMINATED), ended(0, 75, "away"), ended(0, EXIT_TERMINATED), ended(1, EXIT_TERMINATED)]
+    found = diagnose(job(), lives, [])
+    goes_on = "its Job starts another pod, and the work goes on"
+    assert [(str(each), each.times) for each in found if each.kind is Kind.DISRUPTED] == [
+        (f"worker 0: was deleted, or asked to end (SIGTERM) (2 times): {goes_on}", 2),
+        (f"worker 1: was deleted, or asked to end (SIGTERM): {goes_on}", 1),
+    ]
+
+
 @pytest.mark.parametrize("condition", ["Failed", "FailureTarget"])
 def test_pods_that_end_with_their_failed_job_are_no_disruption(condition: str) -> None:
     message = "Container stage for pod mine/train-x-0-abcde failed with exit code 69 matching FailJob rule at index 0"

@@ -76,14 +76,14 @@ def _failures(failed: Sequence[Manifest]) -> Iterator[Finding]:
     own = [pod for pod in failed if not pod_status.was_disrupted(pod)]
     latest = failed[-1]
     if latest not in own:
-        yield _disruption(latest)
+        yield _disruption(latest, len(failed) - len(own))
     if own:
         failure = failure_of(own[-1])
         assert failure is not None
         yield _failure(own[-1], failure, len(own))
 
 
-def _disruption(pod: Manifest) -> Finding:
+def _disruption(pod: Manifest, times: int) -> Finding:
     reason = (pod_status.holds(pod, "DisruptionTarget") or {}).get("reason", "")
     node = (pod.get("spec") or {}).get("nodeName", "")
     cause = {
@@ -93,11 +93,16 @@ def _disruption(pod: Manifest) -> Finding:
         "DeletionByPodGC": f"was lost with node {node}",
         "TerminationByKubelet": f"was ended by node {node}, which shuts down or ran short of a resource",
     }.get(reason, "was deleted, or asked to end (SIGTERM)")
-    return of_pod(pod, Kind.DISRUPTED, cause, "its Job starts another pod, and the work goes on", 1)
+    problem = cause + _again(times)
+    return of_pod(pod, Kind.DISRUPTED, problem, "its Job starts another pod, and the work goes on", times)
+
+
+def _again(times: int) -> str:
+    return f" ({times} times)" if times > 1 else ""
 
 
 def _failure(pod: Manifest, failure: Failure, times: int) -> Finding:
-    again = f" ({times} times)" if times > 1 else ""
+    again = _again(times)
     if failure.out_of_memory:
         return of_pod(pod, Kind.OUT_OF_MEMORY, f"{failure}{again}", "raise the memory limit (LIMITS=memory=...)", times)
     if failure.reason == "Evicted":
