@@ -6,6 +6,8 @@
    again at 1, where they find a Job, to attach to or with other settings.
 4. The client that has created the Job writes config.json once more. What others have written between 2 and 3 is
    overwritten; whoever asked at 1 before the Job was there finds another version at 2.
+5. It looks once more for Jobs of the run's other stages, which have names of their own: of two clients whose stages
+   exclude each other, at least the second one to create its Job sees both, and removes its own.
 
 What this can't keep out is a client that is cut off between 3 and 4, one that works in another namespace, an editor,
 and storage that ignores preconditions. So the pods are told the fingerprint of the settings, too, and do nothing with
@@ -21,7 +23,7 @@ from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Stage
-from deepfake_detector.core.errors import ClusterAwayError, ConfigError
+from deepfake_detector.core.errors import EXIT_PERMANENT, ClusterAwayError, ConfigError, DetectorError
 from deepfake_detector.core.job_end import end_condition
 from deepfake_detector.core.jobspec import COMPONENT_LABEL, SETTINGS, image_of, is_over, run_selector
 from deepfake_detector.core.pods import holds, name_of
@@ -90,11 +92,27 @@ def create_or_attach(
                 keep_settlement(run, settlement, stage)
             finally:  # whatever comes of it, the Job is there
                 print(f"created job {name_of(job)}", flush=True)
+            _require_still_ready(cluster, run, stage, propose, name_of(job))
             return name_of(job), settlement
     raise ClusterAwayError(
         f"job {name_of(job)} ({cluster}), {run.uri}/{layout.CONFIG}: changed by others {ROUNDS} times in a row, "
         "expected one client at a time"
     )
+
+
+def _require_still_ready(
+    cluster: Cluster, run: Storage, stage: Stage, propose: Callable[[Mapping[Stage, Job]], Settlement], name: str
+) -> None:
+    active = at_work(jobs_of(cluster, run))
+    if active.keys() <= {stage}:
+        return
+    try:
+        propose(active)
+    except DetectorError as error:
+        if error.exit_status == EXIT_PERMANENT:
+            cluster.delete_job(name)
+            print(f"removed job {name} again", flush=True)
+        raise
 
 
 def _tell_attached(there: Job, job: Job) -> None:

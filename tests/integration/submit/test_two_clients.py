@@ -17,12 +17,15 @@ from deepfake_detector.stages.runs import load_settlement
 from jobs.environment import settled_run
 from tests.integration.api_server import ApiServer, Object
 from tests.integration.submit.driver import (
+    EXPORT,
     NEEDS,
     PREPROCESS,
     RUN,
+    TRAIN,
     created,
     environment,
     errors_of,
+    finish_training,
     preprocessed,
     submit,
 )
@@ -188,6 +191,34 @@ def test_two_with_the_same_settings_share_a_job(
     assert errors_of(said.err) == []
     name = created(server)["metadata"]["name"]
     assert (said.out.count(f"created job {name}"), said.out.count(f"attached to job {name}")) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    ("moment", "winner"),
+    [
+        pytest.param(b_before_a_creates, "b", id="b before a creates"),
+        pytest.param(b_writes_last_and_creates_when_a_has_created, "a", id="b creates when a has created"),
+    ],
+)
+def test_of_two_stages_that_exclude_each_other_one_begins(
+    run: Storage, server: ApiServer, capsys: pytest.CaptureFixture[str], moment: Moment, winner: str
+) -> None:
+    """A training exports, too, and both Jobs have names of their own."""
+    preprocessed(run, server)
+    assert submit(*TRAIN) == 0
+    finish_training(run)
+    server.remove("jobs", created(server)["metadata"]["name"])
+    clients = Clients(server, EXPORT, TRAIN)
+    moment(clients)
+    clients.run()
+    loser = "b" if winner == "a" else "a"
+    assert clients.status == {winner: 0, loser: EXIT_PERMANENT}
+    name = created(server)["metadata"]["name"]
+    assert name.startswith({"a": "export-", "b": "train-"}[winner])
+    said = capsys.readouterr()
+    (error,) = errors_of(said.err)
+    assert error.startswith(f"error: job {name}: at work on {RUN}, expected its end: it exports the model, too")
+    assert f"removed job {'export' if winner == 'b' else 'train'}-" in said.out
 
 
 def test_both_find_a_job_that_is_over(run: Storage, server: ApiServer, capsys: pytest.CaptureFixture[str]) -> None:
