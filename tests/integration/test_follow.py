@@ -25,7 +25,7 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, EXIT_RETRY, EXIT_UNAVAILABLE, ClusterError
 from deepfake_detector.core.jobspec import RUN_LABEL, run_hash
-from deepfake_detector.display import Display
+from deepfake_detector.display import Display, TrainDisplay
 from tests.integration.api_server import ApiServer
 
 RECORDED = json.loads((Path(__file__).parents[1] / "unit" / "recorded_jobs.json").read_text())
@@ -260,6 +260,17 @@ def test_ctrl_c_leaves_the_work_alone(scene, server, cluster, run, capsys):
     thread.join()
     assert "the work goes on in the cluster; the same command attaches again" in capsys.readouterr().err
     assert not [request for request in server.requests if request.startswith("DELETE")]
+
+
+def test_a_reader_that_is_gone_ends_the_display_at_once(scene, cluster, run, monkeypatch: pytest.MonkeyPatch):
+    """`make train | head -20` with a Job at work: epochs are said by the thread that looks at the run."""
+
+    def look(*_: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(TrainDisplay, "look", look)
+    with pytest.raises(BrokenPipeError):
+        follow(cluster, run, "train", JOB, Config())
 
 
 def delete_job(server, **metadata: Any) -> None:
