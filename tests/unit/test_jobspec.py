@@ -18,6 +18,7 @@ from deepfake_detector.core.jobspec import (
     job_name,
     parse_resources,
     peers,
+    retry_of,
     run_hash,
     run_selector,
     stage_job,
@@ -277,3 +278,11 @@ def test_another_namespace():
 def test_whether_a_job_is_over(conditions, metadata, over):
     status = {"conditions": [{"type": kind, "status": value} for kind, value in conditions]}
     assert is_over({"metadata": {"name": "x", **metadata}, "status": status}) is over
+
+
+def test_the_pods_of_a_retry_are_told_its_number() -> None:
+    first, second = filled("preprocess"), filled("preprocess", retry=2)
+    assert [retry_of(job) for job in (first, second, template())] == [0, 2, 0]
+    assert first["metadata"] == second["metadata"], "one Job of preprocessing at a time"
+    variables = {variable["name"] for variable in first["spec"]["template"]["spec"]["containers"][0]["env"]}
+    assert "RETRY" not in variables
