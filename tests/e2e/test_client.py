@@ -43,7 +43,7 @@ def left_alone(image: str, undisturbed: Undisturbed, tmp_path_factory: pytest.Te
         other = ("train", f"RUN={RUN}", f"IMAGE={image}", "SET=train.learning_rate=0.5")
         refused = namespace.make(*other, status=2)
         again = namespace.submit("train", RUN)
-        attached = again.says(r"^attached to job train-\S+", SECONDS)
+        attached = again.says(r"^attached to job [\w-]+", SECONDS)
         again.kill()
         at_work = bool(namespace.job("train")["status"].get("active"))
         with namespace.bucket() as bucket:
