@@ -12,10 +12,12 @@ from deepfake_detector.core.jobspec import run_hash
 Object = dict[str, Any]
 
 
-def job(run_uri: str, stage: str = "train", *, ended: str = "") -> Object:
-    """ended: "Complete", "Failed", or "" for a Job at work."""
+def job(run_uri: str, stage: str = "train", *, ended: str = "", retry: int = 0) -> Object:
+    """ended: "Complete", "Failed", or "" for a Job at work. retry: number of the round of lost videos."""
+    container = {"name": "stage", "env": [{"name": "RETRY", "value": str(retry)}] if retry else []}
     return {
         "metadata": {"name": f"{stage}-first-0", "uid": f"{stage}-uid", "labels": labels(run_uri, stage)},
+        "spec": {"template": {"spec": {"containers": [container]}}},
         "status": {"conditions": [{"type": ended, "status": "True"}] if ended else []},
     }
 

@@ -209,5 +209,8 @@ def test_stop_ends_living_jobs_only(storage: Storage, said: list[str]) -> None:
     assert stop(cluster, storage.uri, write=said.append) == 0
     assert cluster.deleted == ["train-first-0"]
     assert said[-1] == f"what was done is kept: the same make train RUN={storage.uri} goes on from there"
+    cluster = StandIn([job(storage.uri, "preprocess", retry=1)])
+    stop(cluster, storage.uri, write=said.append)
+    assert said[-1].endswith(f"the same make preprocess RUN={storage.uri} RETRY_LOST=1 goes on from there")
     assert stop(cluster, storage.uri, write=said.append) == 0
     assert said[-1] == f"{storage.uri}: no Job of it is at work, nothing to stop"

@@ -13,7 +13,7 @@ from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.adapters.storage import Entry, Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import EXIT_OK, ClusterError, ConfigError, NotFoundError
-from deepfake_detector.core.jobspec import is_over, run_selector
+from deepfake_detector.core.jobspec import is_over, retry_of, run_selector
 from deepfake_detector.core.pods import COMPONENT, name_of
 from deepfake_detector.stages.runs import has_config, load_given
 
@@ -38,7 +38,8 @@ def stop(cluster: Cluster, run_uri: str, *, write: Write = print) -> int:
         cluster.delete_job(name_of(job))
         write(f"stopped job {name_of(job)}")
     stages = " and ".join(f"make {_stage(job)}" for job in living)
-    write(f"what was done is kept: the same {stages} RUN={run.uri} goes on from there")
+    again = " RETRY_LOST=1" if any(map(retry_of, living)) else ""
+    write(f"what was done is kept: the same {stages} RUN={run.uri}{again} goes on from there")
     return EXIT_OK
 
 
