@@ -158,6 +158,22 @@ def test_a_permanent_error_reaches_the_terminal(scene, following_it, lines, caps
     )
 
 
+def test_a_failure_waits_for_the_pod_that_explains_it(
+    scene, following_it, lines, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    """The Job's stream may be ahead of its pods': its own message names a pod and no reason."""
+    monkeypatch.setattr(following, "EXPLANATION_SECONDS", SECONDS)
+    status = following_it()
+    scene.pod(0, phase="Running")
+    lines.wait_for("worker 0: runs on node-1")
+    message = f"Container stage for pod mine/{JOB}-0-0 failed with exit code 78 matching FailJob rule at index 0"
+    scene.ended("Failed", "PodFailurePolicy", message)
+    scene.pod(0, message="train.workers=0: expected 1 or more", status=EXIT_PERMANENT)
+    assert status.result(SECONDS) == EXIT_PERMANENT
+    said = capsys.readouterr().err.splitlines()
+    assert said[0] == f"error: job {JOB} has failed: worker 0: exit 78: train.workers=0: expected 1 or more"
+
+
 def test_a_failure_that_may_pass_asks_for_another_try(scene, following_it, lines, capsys):
     status = following_it()
     scene.pod(0, "memory")

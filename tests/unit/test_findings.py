@@ -11,6 +11,7 @@ import pytest
 from deepfake_detector.core.diagnosis import diagnose
 from deepfake_detector.core.errors import EXIT_TERMINATED, EXIT_UNAVAILABLE
 from deepfake_detector.core.findings import Kind
+from deepfake_detector.core.job_end import job_end
 from deepfake_detector.core.placement import Surroundings
 from deepfake_detector.core.waiting import workers_missing
 
@@ -122,6 +123,23 @@ def test_pods_that_end_with_their_failed_job_are_no_disruption(condition: str) -
     pods = [ended(0, EXIT_UNAVAILABLE, "x"), ended(1, EXIT_TERMINATED, "SIGTERM")]
     found = diagnose({**job(), "status": {"conditions": [failed]}}, pods, [])
     assert [each.kind for each in found] == [Kind.JOB]
+
+
+@pytest.mark.parametrize(
+    ("pods", "reason", "explained"),
+    [
+        pytest.param([], "Container stage for pod", False, id="its pod is not known yet"),
+        pytest.param([pod(0, {"phase": "Running"})], "Container stage for pod", False, id="it seems to run still"),
+        pytest.param([ended(0, 78, "x=0: expected 1")], "worker 0: exit 78: x=0: expected 1", True, id="it has failed"),
+    ],
+)
+def test_the_failed_pod_explains_its_job(pods: list[Object], reason: str, explained: bool) -> None:
+    message = "Container stage for pod mine/train-x-0-abcde failed with exit code 78 matching FailJob rule"
+    failed = {"type": "Failed", "status": "True", "reason": "PodFailurePolicy", "message": message}
+    end = job_end({**job(), "status": {"conditions": [failed]}}, pods)
+    assert end is not None
+    assert (end.explained, end.permanent) == (explained, True)
+    assert end.reason.startswith(reason)
 
 
 def deleted(seconds: float, **metadata: Any) -> Object:

@@ -38,6 +38,7 @@ TICK_SECONDS = 1.0  # without any change the display is looked after so often
 SURROUNDINGS_SECONDS = 30.0  # nodes and all pods are two requests: listed at most so often, and only when needed
 AWAY_SECONDS = 3.0  # without an answer of the API server, until that is told
 SETTLE_SECONDS = 60.0  # after a Job's failure is known, for its last pods to end
+EXPLANATION_SECONDS = 5.0  # after it, for the news of the pod that ended the Job
 JOIN_SECONDS = 2.0
 
 
@@ -96,6 +97,7 @@ class _Follower:
         self._told_away = False
         self._around = NOTHING_KNOWN
         self._around_at = float("-inf")
+        self._ended_at: float | None = None  # when the Job's failure was seen, and when it was said
         self._failed_at: float | None = None
 
     def at_work(self) -> set[int]:
@@ -165,13 +167,19 @@ class _Follower:
 
     def _is_settled(self, end: JobEnd) -> bool:
         """Say a failure as soon as it is known; the end is when the Job's last pods are gone, too."""
-        if end.settled or end.complete:
+        if end.complete:
+            return True
+        now = time.monotonic()
+        self._ended_at = self._ended_at or now
+        if not end.explained and now - self._ended_at < EXPLANATION_SECONDS:
+            return False
+        if end.settled:
             return True
         if self._failed_at is None:
-            self._failed_at = time.monotonic()
+            self._failed_at = now
             job = name_of(self._changes.job)
             self._display.say(f"  job {job} fails: {self._reason(end)}; its other pods are ended")
-        return time.monotonic() - self._failed_at > SETTLE_SECONDS
+        return now - self._failed_at > SETTLE_SECONDS
 
     def _tell_end(self, end: JobEnd) -> int:
         job, run = name_of(self._changes.job), self._run

@@ -13,12 +13,17 @@ from deepfake_detector.core.pods import Manifest, failure_of, name_of, noun_of, 
 
 @dataclass(frozen=True)
 class JobEnd:
-    """How a Job ended. permanent: no retry can help (status 78). settled: no pod of it is left running."""
+    """How a Job ended. permanent: no retry can help (status 78). settled: no pod of it is left running.
+
+    explained: False while the pod that ended the Job is not among those that are known to have failed. The API server
+    tells of Jobs and pods in two streams, either of which may be ahead.
+    """
 
     complete: bool
     reason: str = ""
     permanent: bool = False
     settled: bool = True
+    explained: bool = True
     cause: str = ""  # the condition's reason
     remedy: str = "the same command again goes on from what is done"
 
@@ -54,9 +59,11 @@ def _by_policy(end: JobEnd, message: str, pods: Sequence[Manifest]) -> JobEnd:
     code = re.search(r"exit code (\d+)", message)
     named = re.search(r"pod (?:[\w.-]+/)?([\w.-]+) failed", message)
     pod = next((each for each in pods if named and name_of(each) == named[1]), None)
-    reason = f"{subject_of(pod)}: {failure_of(pod)}" if pod else message
+    failure = failure_of(pod) if pod else None
+    reason = f"{subject_of(pod)}: {failure}" if pod and failure is not None else message
     permanent = code is None or int(code[1]) == EXIT_PERMANENT
-    return replace(end, reason=reason, permanent=permanent, remedy="" if permanent else end.remedy)
+    remedy = "" if permanent else end.remedy
+    return replace(end, reason=reason, explained=failure is not None, permanent=permanent, remedy=remedy)
 
 
 def _latest(pods: Sequence[Manifest]) -> str:
