@@ -27,7 +27,7 @@ test: $(STAMP) ## All tests that need no cluster (REAL_CLIPS=folder adds those o
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile -m 'not e2e' $(TESTS)
 
 .PHONY: e2e
-e2e: $(STAMP) ## The tests on the cluster of KUBECONFIG, about 8 minutes (IMAGE=name:tag as its nodes know it)
+e2e: $(STAMP) ## The tests on the cluster of KUBECONFIG, 10 to 15 minutes (IMAGE=name:tag as its nodes know it)
 	$(call need,KUBECONFIG IMAGE)
 	IMAGE='$(IMAGE)' $(BIN)/python -m pytest --capture=no --verbose --durations=15 $(or $(TESTS),tests/e2e)
 
