@@ -69,7 +69,9 @@ def local(tmp_path: Path) -> Iterator[Local]:
         yield local
 
 
-def test_the_whole_pipeline_and_then_nothing_more(local: Local) -> None:
+def test_the_whole_pipeline_and_then_nothing_more(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETRY", "many")  # variables of the user, who means other things by them
+    monkeypatch.setenv("SETTINGS", "site.production")
     local.launch()
     local.preprocessed()
     local.trained(local.cast(2))

@@ -113,8 +113,7 @@ def _run_round(
         waiting = deque(index for index in range(shards) if layout.shard_report(index, shards) not in stored)
         if not waiting:
             waiting.append(shards - 1)  # it finds its report, and writes the summary that is missing
-        environment = {"RETRY": str(number)} if number else {}
-        jobs = deque(_job("preprocess", index, run, scratch, command, **environment) for index in waiting)
+        jobs = deque(_job("preprocess", index, run, scratch, command, RETRY=str(number)) for index in waiting)
         _run_shards(jobs, processes, display)
         display.last_look()
     if not place.exists(layout.RECORDS_SUMMARY):
@@ -193,7 +192,12 @@ def _supervise(jobs: Sequence[Job], processes: Processes, attempts: int, display
 def _job(stage: str, index: int, run: Storage, scratch: Path, command: Sequence[str], **environment: str) -> Job:
     folder = scratch / f"{stage}-{index}"
     folder.mkdir(exist_ok=True)
-    common = {"RUN": run.uri, "JOB_COMPLETION_INDEX": str(index), "SCRATCH": str(folder)}
+    common = {
+        "RUN": run.uri,
+        "JOB_COMPLETION_INDEX": str(index),
+        "SCRATCH": str(folder),
+        "SETTINGS": "",  # a user's own variable of that name is not meant
+    }
     return Job(f"{stage} {index}", index, command, {**common, **environment})
 
 
