@@ -51,6 +51,8 @@ def left_alone(image: str, undisturbed: Undisturbed, tmp_path_factory: pytest.Te
             eventually("the model is in the bucket", SECONDS, lambda: marker in names(bucket, marker))
             objects = names(bucket, NAME)
         said = namespace.submit("train", RUN).end(SECONDS)
+        # The model is there a moment before its pods have ended, and `clean` refuses a Job at work.
+        eventually("the Job is complete", SECONDS, lambda: "completionTime" in namespace.job("train")["status"])
         pods = namespace.pods("train")
         namespace.make("clean", f"RUN={RUN}")
         yield LeftAlone(namespace, refused, attached, at_work, objects, pods, said)
