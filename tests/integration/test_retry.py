@@ -332,7 +332,7 @@ def test_a_local_run_tries_again_before_it_trains(run: Storage, capsys: pytest.C
     assert "  retry 1: 2 of 3 videos are no longer lost\n" in output
     assert "  12 of 14 videos in 4 shards; sequences: " in output
     make_retry_plan(run, config, 2)
-    with pytest.raises(DataError, match=r"retry 2 of lost videos has begun and not finished"):
+    with pytest.raises(DataError, match=r"retry 2 of lost videos has begun .* with --retry-lost goes on"):
         run_local(run, config, commands=no_training)
 
 

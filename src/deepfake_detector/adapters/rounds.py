@@ -84,7 +84,9 @@ def require_no_half_done_retry(run: Storage) -> None:
     """
     number = half_done_retry(run)
     if number:
+        in_bucket = run.uri.startswith("gs://")
+        command = f"make preprocess RUN={run.uri} RETRY_LOST=1" if in_bucket else "the same command with --retry-lost"
         raise DataError(
             f"{round_storage(run, number).uri}: retry {number} of lost videos has begun and not finished: expected its "
-            f"end before training (make preprocess RUN={run.uri} RETRY_LOST=1 goes on)"
+            f"end before training ({command} goes on)"
         )
