@@ -166,6 +166,7 @@ def test_thread_counts_come_from_the_pods_limits(tmp_path):
         pytest.param("train", "faces.size=48", r"faces\.size=48: expected 64", id="of an earlier stage"),
         pytest.param("preprocess", "data.shards=9", r"data\.shards=9: expected 2", id="shards"),
         pytest.param("export", "export.prior=0.1", r"export\.prior=0\.1: expected 0\.5", id="export"),
+        pytest.param("train", "export.prior=0.1", r"export\.prior=0\.1: expected 0\.5", id="the export of a training"),
     ],
 )
 def test_a_setting_of_a_stage_at_work_cannot_change(tmp_path, stage, assignment, message):
@@ -179,8 +180,8 @@ def test_a_stage_at_work_leaves_later_stages_open_and_keeps_its_threads(tmp_path
     run, _ = prepare(tmp_path, "train.threads=0")
     threads = load_config(run).train.threads
     more = Cpus(train_threads=threads + 1, decoders=1)
-    _, config = prepare_run(run.uri, recipe=None, assignments=["export.prior=0.1"], cpus=more, active=["train"])
-    assert (config.train.threads, config.export.prior) == (threads, 0.1)
+    _, config = prepare_run(run.uri, recipe=None, assignments=["operations.attempts=9"], cpus=more, active=["train"])
+    assert (config.train.threads, config.operations.attempts) == (threads, 9)
     _, config = prepare_run(run.uri, recipe=None, assignments=["train.epochs=9"], cpus=more, active=["preprocess"])
     assert (config.train.threads, config.train.epochs) == (threads + 1, 9)
 

@@ -116,7 +116,6 @@ def bound(run: Storage, stage: Stage) -> dict[str, str]:
     [
         pytest.param("preprocess", "", id="no change"),
         pytest.param("preprocess", "train.learning_rate=0.5", id="a later stage's"),
-        pytest.param("train", "export.prior=0.1", id="of the export that ends a training Job"),
         pytest.param("train", "operations.attempts=99", id="how the work is carried out"),
     ],
 )
@@ -133,6 +132,7 @@ def test_settings_that_a_job_does_not_depend_on_may_change(run: Storage, stage: 
     [
         pytest.param("preprocess", "faces.margin=1.5", "", id="its own"),
         pytest.param("train", "faces.margin=1.5", "", id="an earlier stage's"),
+        pytest.param("train", "export.prior=0.1", "", id="of the export that ends a training Job"),
         pytest.param("export", "export.prior=0.1", "", id="of an export by itself"),
         pytest.param("train", "", "gs://bucket/other", id="other records"),
     ],

@@ -45,7 +45,7 @@ class Settlement:
     def fingerprint(self, stage: Stage) -> str:
         """Of all that a Job of the stage is bound to (SHA-256, hex): its settings, and whose records it uses."""
         records = {"records": self.records} if self.records else {}
-        return settings.fingerprint({**settings.stage_settings(self.config, stage), **records})
+        return settings.fingerprint({**_job_settings(self.config, stage), **records})
 
     def records_of(self, run: Storage) -> Storage:
         """The run whose records are trained on: another one, or `run` itself."""
@@ -176,9 +176,19 @@ def _bindings(run: Storage, active: Collection[Stage]) -> Iterator[tuple[Stage, 
     if active:
         stored = load_config(run)
         for stage in active:
-            yield stage, settings.stage_settings(stored, stage), f"the {stage} Job at work on {run.uri}"
+            yield _last_stage(stage), _job_settings(stored, stage), f"the {stage} Job at work on {run.uri}"
     for stage, marker, name in _markers(run):
         yield stage, marker.settings, f"{run.uri}/{name}"
+
+
+def _job_settings(config: Config, stage: Stage) -> dict[str, Any]:
+    """What a Job of the stage depends on."""
+    return settings.stage_settings(config, _last_stage(stage))
+
+
+def _last_stage(stage: Stage) -> Stage:
+    """Which a Job of the stage works on last: a training Job exports, too."""
+    return "export" if stage == "train" else stage
 
 
 def _comparable(wanted: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, Any]:
