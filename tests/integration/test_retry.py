@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from deepfake_detector.adapters.rounds import half_done_retry, load_summary, require_no_half_done_retry
+from deepfake_detector.adapters.rounds import finished_rounds, half_done_retry, load_summary, require_no_half_done_retry
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.cluster.results import require_good
 from deepfake_detector.core import layout
@@ -94,7 +94,7 @@ def objects_of(run: Storage, prefix: str) -> dict[str, bytes]:
 
 
 def losses(run: Storage) -> dict[str, str]:
-    return {video.key: str(video.outcome) for video in lost_videos(run)}
+    return {video.key: str(video.outcome) for video in lost_videos(run, finished_rounds(run))}
 
 
 def test_a_retry_adds_to_the_run_and_changes_nothing(run: Storage, tmp_path: Path) -> None:
@@ -254,6 +254,30 @@ def train(run: Storage, folder: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "RUN": run.uri, "SCRATCH": str(folder / "train"), "TF_CPP_MIN_LOG_LEVEL": "2"}
     command = [sys.executable, "-m", "jobs.train_worker"]
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_training_elsewhere_goes_on_with_the_records_that_it_began_with(run: Storage) -> None:
+    """Nothing in a run tells which others train on its records: a retry may not spoil them."""
+    before = open_records(run)
+    lost = [video.key for video in lost_videos(run, before.rounds)]
+    retry(run)
+    after = open_records(run)
+    assert after.fingerprint != before.fingerprint
+    assert open_records(run, after.fingerprint).files == after.files
+    again = open_records(run, before.fingerprint)
+    assert (again.fingerprint, again.files, again.summary) == (before.fingerprint, before.files, before.summary)
+    assert [video.key for video in lost_videos(run, again.rounds)] == lost
+    assert open_records(run, "0" * 64).files == after.files, "these never were its records: whoever asks compares"
+
+
+@pytest.mark.gcs
+def test_a_retry_whose_videos_are_out_of_reach_is_not_begun(run: Storage, gcs_bucket: str) -> None:
+    absent = f"{gcs_bucket}-absent/videos"
+    config = load_config(run)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"videos": absent})})
+    with pytest.raises(ConfigError, match="-absent"):
+        make_retry_plan(run, config, 1)
+    assert half_done_retry(run) == 0
 
 
 def test_workers_that_have_read_different_records_start_again() -> None:

@@ -86,7 +86,8 @@ def require_no_half_done_retry(run: Storage) -> None:
     if number:
         in_bucket = run.uri.startswith("gs://")
         command = f"make preprocess RUN={run.uri} RETRY_LOST=1" if in_bucket else "the same command with --retry-lost"
+        place = round_storage(run, number).uri
         raise DataError(
-            f"{round_storage(run, number).uri}: retry {number} of lost videos has begun and not finished: expected its "
-            f"end before training ({command} goes on)"
+            f"{place}: retry {number} of lost videos has begun and not finished: expected its end before training "
+            f"({command} goes on; without {place} it never was)"
         )

@@ -8,11 +8,11 @@ both accuracies, `decided` leaves them out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deepfake_detector.adapters.rounds import finished_rounds, read_reports
+from deepfake_detector.adapters.rounds import Round, read_reports
 from deepfake_detector.adapters.scoring import area_under_roc, fit_platt, score
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
@@ -48,12 +48,12 @@ class VideoScore:
         return self.tracks > 0
 
 
-def lost_videos(records: Storage) -> list[VideoOutcome]:
-    """Every video that gave no sequence, of all splits, sorted by key; reads the plan and all rounds' shard reports."""
+def lost_videos(records: Storage, rounds: Iterable[Round]) -> list[VideoOutcome]:
+    """Every video that gave no sequence, of all splits, sorted by key; reads the plan and the rounds' shard reports."""
     outcomes: list[VideoOutcome] = []
     if records.exists(layout.PLAN):
         outcomes += decode(PlanSummary, records.read(layout.PLAN), f"{records.uri}/{layout.PLAN}").lost
-    for each in finished_rounds(records):
+    for each in rounds:
         outcomes += [video for report in read_reports(each) for video in report.videos]
     lost = [video for video in latest(outcomes).values() if video.outcome is not Outcome.OK]
     return sorted(lost, key=lambda video: video.key)

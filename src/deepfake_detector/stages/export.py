@@ -118,13 +118,13 @@ def _score(
     from deepfake_detector.adapters.saved_model import logits_function
     from deepfake_detector.training.dataset import damage_named, evaluation_batches, open_records, open_split
 
-    finished = open_records(records)
+    finished = open_records(records, trained.records_fingerprint)
     if finished.fingerprint != trained.records_fingerprint:
         raise CorruptError(
             f"{records.uri}: records have fingerprint {finished.fingerprint}: expected "
-            f"{trained.records_fingerprint}, on which the run was trained (a retry of lost videos adds records)"
+            f"{trained.records_fingerprint}, on which the run was trained"
         )
-    lost = lost_videos(records)
+    lost = lost_videos(records, finished.rounds)
     infer = logits_function(model)
     shape = (config.sampling.frames, config.faces.size)
     scored: dict[str, ScoredSplit] = {}

@@ -74,7 +74,7 @@ def make_retry_plan(run: Storage, config: Config, number: int) -> PlanSummary:
 
     The videos' folder is listed only where a file was missing when the others were planned. Raises ConfigError when
     the plan that is there was made with other settings, or training has begun; DataError when the round before it has
-    not finished, and for what `find_videos` refuses.
+    not finished, and for what `find_videos` refuses; NotFoundError and StorageError where the videos can't be listed.
     """
     place = round_storage(run, number)
     if place.exists(layout.PLAN):
@@ -85,6 +85,8 @@ def make_retry_plan(run: Storage, config: Config, number: int) -> PlanSummary:
         raise DataError(f"{place.uri}: {len(rounds)} finished rounds before it: expected {number}")
     planned, outcomes = _so_far(run, rounds)
     shards = max(1, shards_for(rounds[-1].summary, config.data))
+    # A bucket that is gone, or refuses us, ends the retry here: once it is planned, no training begins before its end.
+    next(iter(open_storage(config.data.videos).list()), None)
     found = _found(planned, outcomes, config)
     retry = plan_retry(planned, outcomes, found, shards, config.data, config.data.videos)
     groups = len({video.group for video in retry.videos})

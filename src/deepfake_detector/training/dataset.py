@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepfake_detector.adapters.records import read_record
-from deepfake_detector.adapters.rounds import finished_rounds, read_reports
+from deepfake_detector.adapters.rounds import Round, finished_rounds, read_reports
 from deepfake_detector.adapters.storage import Storage, fetch_file
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
@@ -38,34 +38,48 @@ LEAST_URGENT = 19  # as nice(1) counts
 
 @dataclass(frozen=True)
 class Records:
-    """Finished preprocessing: its summary, all its files by split and shard, and a digest of their content."""
+    """Finished preprocessing: its rounds, all their files by round, split and shard, and a digest of their content."""
 
-    summary: RecordsSummary
+    rounds: Sequence[Round]
     files: list[RecordFile]
     fingerprint: str
 
+    @property
+    def summary(self) -> RecordsSummary:
+        """The totals over these rounds."""
+        return self.rounds[-1].summary
 
-def open_records(run: Storage) -> Records:
+
+def open_records(run: Storage, fingerprint: str = "") -> Records:
     """Read the markers of `run`'s records, those of finished retries included.
 
-    Files are in the order of their names, so that the first round's come first and each retry's after them. Raises
-    NotFoundError when preprocessing has not finished.
+    fingerprint: of the records that a training began with: rounds only ever follow, so those up to it are these
+    records still. Without it, or where none are these, all rounds. Raises NotFoundError when preprocessing has not
+    finished.
     """
     rounds = finished_rounds(run)
     if not rounds:
         raise NotFoundError(f"{run.uri}/{layout.RECORDS_SUMMARY}: not found, expected finished records")
-    summary = rounds[-1].summary
-    files = sorted(
-        (
-            file.model_copy(update={"name": each.prefix + file.name})
-            for each in rounds
-            for report in read_reports(each)
-            for file in report.files
-        ),
-        key=lambda file: file.name,
-    )
-    content = "\n".join(f"{file.name} {file.size} {file.crc32c}" for file in files)
-    return Records(summary, files, hashlib.sha256(content.encode()).hexdigest())
+    files = [_files(each) for each in rounds]
+    every = _records(rounds, files)
+    if fingerprint in ("", every.fingerprint):
+        return every
+    earlier = (_records(rounds[:count], files[:count]) for count in range(1, len(rounds)))
+    return next((records for records in earlier if records.fingerprint == fingerprint), every)
+
+
+def _files(of: Round) -> list[RecordFile]:
+    """The files of a round, named as seen from the run."""
+    return [
+        file.model_copy(update={"name": of.prefix + file.name}) for report in read_reports(of) for file in report.files
+    ]
+
+
+def _records(rounds: Sequence[Round], files: Sequence[Sequence[RecordFile]]) -> Records:
+    """Files are in the order of their names, so that the first round's come first and each retry's after them."""
+    ordered = sorted((file for each in files for file in each), key=lambda file: file.name)
+    content = "\n".join(f"{file.name} {file.size} {file.crc32c}" for file in ordered)
+    return Records(rounds, ordered, hashlib.sha256(content.encode()).hexdigest())
 
 
 class Split:

@@ -74,7 +74,7 @@ def run_worker(
     newest = next(checkpoints.markers(run), None)
     if not newest:
         require_no_half_done_retry(records_run)
-    records = open_records(records_run)
+    records = open_records(records_run, newest.state.records_fingerprint if newest else "")
     _require_usable(records.summary, config, records_uri)
     if newest:
         _require_same_records(newest, records, run, records_uri)
@@ -172,7 +172,7 @@ def _require_usable(summary: RecordsSummary, config: Config, uri: str) -> None:
 
 
 def _require_same_records(marker: CheckpointMarker, records: Records, run: Storage, uri: str) -> None:
-    """All checkpoints of a run are made with the same records; a retry of lost videos elsewhere may have added some."""
+    """All checkpoints of a run are made with the same records, whatever retries of lost videos have added since."""
     if marker.state.records_fingerprint != records.fingerprint:
         raise ConfigError(
             f"{uri}: records {records.fingerprint[:12]}: expected {marker.state.records_fingerprint[:12]}, with which "
