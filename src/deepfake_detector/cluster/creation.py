@@ -106,11 +106,12 @@ def _require_still_ready(
     active = at_work(jobs_of(cluster, run))
     if active.keys() <= {stage}:
         return
+    ours = active.get(stage)
     try:
         propose(active)
     except DetectorError as error:
-        if error.exit_status == EXIT_PERMANENT:
-            cluster.delete_job(name)
+        if error.exit_status == EXIT_PERMANENT and ours is not None:
+            cluster.delete_job(name, uid=ours["metadata"]["uid"])
             print(f"removed job {name} again", flush=True)
         raise
 

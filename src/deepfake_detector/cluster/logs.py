@@ -209,11 +209,11 @@ class _Followed:
     def _guarded(self, watch: Callable[[], None]) -> None:
         try:
             watch()
-        except ClusterError as error:  # nothing more is heard of them
+        except Exception as error:  # whatever it is, nothing more is heard of them, and nobody may wait for it
             self._jobs = {}
             for stream in list(self._reading.values()):
                 stream.cut_off_after(LAST_WORDS_SECONDS)
-            self._lines.put(f"(no more is heard of the run: {error})")
+            self._lines.put(f"(no more is heard of the run: {_in_words(error)})")
             self._lines.put(None)
 
     def _watch_jobs(self) -> None:
@@ -262,6 +262,10 @@ class _Followed:
             stream.close()
             self._reading.pop(_uid(pod), None)
             self._lines.put(None)
+
+
+def _in_words(error: Exception) -> str:
+    return str(error) if isinstance(error, ClusterError) else repr(error)
 
 
 class _Stream:
