@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from deepfake_detector.adapters.rounds import load_summary, round_storage
+from deepfake_detector.adapters.rounds import half_done_retry, load_summary, round_storage
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, Stage
@@ -37,16 +37,27 @@ def describe(run: Storage, stage: Stage) -> list[str]:
     if stage == "preprocess":
         records = records_storage(run)
         lines = [f"preprocess: done, {records.uri}/records", *describe_records(load_summary(records))]
+        if number := half_done_retry(records):
+            return [*lines, f"next: make preprocess RUN={records.uri} RETRY_LOST=1 (retry {number} is half done)"]
         return [*lines, f"next: make train RUN={run.uri}"]
-    metrics = json.loads(run.read(layout.REPORT_METRICS))
-    if not isinstance(metrics, dict):
-        raise CorruptError(f"{run.uri}/{layout.REPORT_METRICS}: expected a JSON object")
+    metrics = _metrics(run)
     return [
         f"{stage}: done, {run.uri}/{layout.MODEL}",
         *describe_test(metrics),
         f"  report: {run.uri}/{layout.REPORT}report.html",
         f"next: make pull-model RUN={run.uri}",
     ]
+
+
+def _metrics(run: Storage) -> dict[str, Any]:
+    where = f"{run.uri}/{layout.REPORT_METRICS}"
+    try:
+        metrics = json.loads(run.read(layout.REPORT_METRICS))
+    except (ValueError, RecursionError) as error:
+        raise CorruptError(f"{where}: expected JSON ({error})") from None
+    if not isinstance(metrics, dict):
+        raise CorruptError(f"{where}: expected a JSON object")
+    return metrics
 
 
 def describe_test(metrics: Mapping[str, Any]) -> list[str]:

@@ -46,6 +46,15 @@ def test_other_settings_than_those_of_a_finished_training_are_refused(run, serve
     assert server.listed("jobs", {}) == []
 
 
+def test_a_damaged_report_is_named(run, server, capsys):
+    preprocessed(run, server)
+    finish_training(run)
+    finish_export(run)
+    run.write(layout.REPORT_METRICS, b"{")
+    assert submit(*TRAIN) == EXIT_PERMANENT
+    assert f"error: {RUN}/{layout.REPORT_METRICS}: expected JSON (" in capsys.readouterr().err
+
+
 def test_too_many_lost_videos_fail_preprocessing_and_refuse_training(run, server, capsys):
     preprocessed(run, server)
     finish_preprocessing(run, lost_fraction=0.3)

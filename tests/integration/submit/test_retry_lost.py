@@ -75,10 +75,14 @@ def test_without_retry_lost_preprocessing_is_finished(run, server, capsys):
     server.requests.clear()
     assert submit(*PREPROCESS) == 0
     assert writes(server) == []
-    assert "9 of 10 videos in 2 shards" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "9 of 10 videos in 2 shards" in said
+    assert said.endswith(f"next: make preprocess RUN={RUN} RETRY_LOST=1 (retry 1 is half done)\n")
     finish_retry(run, outcomes={"ok": {"real": 5, "fake": 5}})
     assert submit(*PREPROCESS) == 0
-    assert "10 of 10 videos in 3 shards" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "10 of 10 videos in 3 shards" in said
+    assert said.endswith(f"next: make train RUN={RUN}\n")
 
 
 def test_before_preprocessing_has_finished(run, server, capsys):
