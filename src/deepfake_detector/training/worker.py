@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import faulthandler
 import logging
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from deepfake_detector.training import checkpoints
 from deepfake_detector.training.dataset import Records, damage_named, open_records, open_split
 
 log = logging.getLogger(__name__)
+POLL_SECONDS = 0.02
 
 
 class Watchdog:
@@ -142,11 +145,30 @@ def make_strategy(cluster: Cluster, heartbeat_seconds: int) -> Any:
     if cluster.workers == 1:
         return tf.distribute.get_strategy()
     _set_heartbeat(cluster, heartbeat_seconds)
+    await_chief(cluster)
     on_cpu = not tf.config.list_physical_devices("GPU")
     ring = tf.distribute.experimental.CommunicationImplementation.RING
     auto = tf.distribute.experimental.CommunicationImplementation.AUTO
     options = tf.distribute.experimental.CommunicationOptions(implementation=ring if on_cpu else auto)
     return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
+def await_chief(cluster: Cluster) -> None:
+    """Wait until the chief's TensorFlow listens, which it does before it waits for the others.
+
+    A worker that comes too early is refused, and TensorFlow's coordination agent tries again after a whole second.
+    Whoever calls bounds the time.
+    """
+    if cluster.chief:
+        return
+    host, _, port = cluster.addresses[0].rpartition(":")
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+        except OSError:
+            time.sleep(POLL_SECONDS)
+        else:
+            return
 
 
 def _set_heartbeat(cluster: Cluster, seconds: int) -> None:
