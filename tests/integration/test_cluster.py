@@ -142,6 +142,23 @@ def test_a_deleted_job_is_gone_with_the_return(server, cluster):
     cluster.delete_job("train-x")  # nothing there, nothing happens
 
 
+def test_a_job_that_goes_before_the_watch_for_it_begins(server, cluster, monkeypatch):
+    """Its pods end just after a look that still finds it."""
+    server.put("jobs", "train-x")
+    remove, listed = server.remove, server.listed
+
+    def listed_once(kind, query):
+        found = listed(kind, query)
+        if kind == "jobs" and found:
+            remove("jobs", "train-x")
+        return found
+
+    monkeypatch.setattr(server, "remove", lambda *_: None)  # the deletion is accepted, and its pods still run
+    monkeypatch.setattr(server, "listed", listed_once)
+    cluster.delete_job("train-x", budget_seconds=20)
+    assert cluster.get_job("train-x") is None
+
+
 def test_a_deletion_that_takes_too_long_says_so(server, cluster, monkeypatch):
     server.put("jobs", "train-x")
     monkeypatch.setattr(server, "remove", lambda *_: None)  # a finalizer that nobody takes away

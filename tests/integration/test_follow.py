@@ -224,6 +224,9 @@ def test_a_worker_that_never_comes_ends_the_display_with_why(scene, server, foll
     pending = "worker 1: pending for lack of cpu (asked 64, free 1.99 on node-1)"
     lines.wait_for(pending)
     scene.pod(0, message=f"worker 1 ({JOB}-1.training:2220): {NOT_THERE}", status=EXIT_UNAVAILABLE)
+    lines.wait_for("never came")
+    scene.pod(1, phase="Running")  # there is room now that its peer has given up
+    lines.wait_for("worker 1: runs on node-1")
     server.remove("pods", f"{JOB}-1-0")  # by the Job's controller
     message = f"Container stage for pod mine/{JOB}-0-0 failed with exit code 69 matching FailJob rule at index 0"
     scene.ended("FailureTarget", "PodFailurePolicy", message)

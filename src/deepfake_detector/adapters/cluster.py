@@ -169,9 +169,10 @@ class Cluster:
 
     def _await_gone(self, uid: str, query: Query, over: threading.Event) -> None:
         _, jobs = self._list("jobs", query)
-        if all(job["metadata"]["uid"] != uid for job in jobs):
+        known = {job["metadata"]["uid"]: job for job in jobs}
+        if uid not in known:
             return
-        for change, job in self._watch("jobs", query, over):
+        for change, job in self._watch("jobs", query, over, known=known):  # it may be gone before the watch begins
             if job["metadata"]["uid"] != uid or change == "DELETED":
                 return
 

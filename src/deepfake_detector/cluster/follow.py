@@ -149,6 +149,8 @@ class _Follower:
         self._display.bar.refresh()  # its clock
 
     def _remember(self, found: Sequence[Finding]) -> None:
+        if any(finding.kind is Kind.PEER for finding in found):
+            return  # who runs from now on has room since its peers gave up, and comes too late
         self._troubles |= {index: finding for finding in found for index in finding.indexes}
         for index in self.at_work():
             self._troubles.pop(index, None)
