@@ -61,10 +61,9 @@ def load_summary(run: Storage) -> RecordsSummary:
     return rounds[-1].summary
 
 
-def read_reports(finished: Round) -> list[ShardReport]:
-    """The reports of all shards of a round, in order."""
-    place = finished.storage
-    names = [layout.shard_report(shard, finished.shards) for shard in range(finished.shards)]
+def read_reports(place: Storage, shards: int) -> list[ShardReport]:
+    """The reports of all shards of the round in `place`, in order."""
+    names = [layout.shard_report(shard, shards) for shard in range(shards)]
     with ThreadPoolExecutor(READERS) as pool:
         found = pool.map(place.read, names)
         return [decode(ShardReport, data, f"{place.uri}/{name}") for name, data in zip(names, found, strict=True)]

@@ -54,7 +54,7 @@ def lost_videos(records: Storage, rounds: Iterable[Round]) -> list[VideoOutcome]
     if records.exists(layout.PLAN):
         outcomes += decode(PlanSummary, records.read(layout.PLAN), f"{records.uri}/{layout.PLAN}").lost
     for each in rounds:
-        outcomes += [video for report in read_reports(each) for video in report.videos]
+        outcomes += [video for report in read_reports(each.storage, each.shards) for video in report.videos]
     lost = [video for video in latest(outcomes).values() if video.outcome is not Outcome.OK]
     return sorted(lost, key=lambda video: video.key)
 

@@ -47,7 +47,7 @@ def prepare_run(
     settlement = settle(
         run, recipe=recipe, assignments=assignments, videos=videos, records=records, cpus=cpus, active=active
     )
-    save_config(run, settlement.config, settlement.given, settlement.records, active)
+    save_config(run, settlement.config, settlement.given, settlement.records)
     return run, settlement.config
 
 

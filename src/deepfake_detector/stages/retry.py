@@ -96,7 +96,8 @@ def make_retry_plan(run: Storage, config: Config, number: int) -> PlanSummary:
 
 def describe_gain(run: Storage, number: int) -> str:
     """A line on what a finished retry has come to."""
-    tried = [video for report in read_reports(finished_rounds(run)[number]) for video in report.videos]
+    done = finished_rounds(run)[number]
+    tried = [video for report in read_reports(done.storage, done.shards) for video in report.videos]
     won = sum(video.outcome is Outcome.OK for video in tried)
     return f"  retry {number}: {won} of {len(tried)} videos are no longer lost"
 
@@ -107,7 +108,7 @@ def _so_far(run: Storage, rounds: Sequence[Round]) -> tuple[dict[str, PlannedVid
     outcomes = list(load_plan(run)[0].lost)
     for each in rounds:
         planned |= {video.key: video for video in load_plan(each.storage)[1]}
-        outcomes += [video for report in read_reports(each) for video in report.videos]
+        outcomes += [video for report in read_reports(each.storage, each.shards) for video in report.videos]
     return planned, latest(outcomes)
 
 

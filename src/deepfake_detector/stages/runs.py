@@ -89,11 +89,8 @@ def records_storage(run: Storage) -> Storage:
     return open_storage(uri) if uri else run
 
 
-def save_config(
-    run: Storage, config: Config, given: Mapping[str, Any], records: str = "", active: Collection[Stage] = ()
-) -> None:
-    """Write config.json, unless the settings may not change (require_agreement)."""
-    require_agreement(run, config, records, active)
+def save_config(run: Storage, config: Config, given: Mapping[str, Any], records: str = "") -> None:
+    """Write config.json. Whether the settings may change is asked before (require_agreement)."""
     run.write(layout.CONFIG, Settlement(config, given, records).encode())
 
 

@@ -42,12 +42,11 @@ def finish(run: Storage, config: Config, retry: int = 0) -> RecordsSummary | Non
     if not there.issuperset(names):
         return None
     earlier = finished_rounds(run)[:retry] if retry else []
-    reports = [report for each in earlier for report in read_reports(each)]
-    for name in names:
-        report = decode(ShardReport, place.read(name), f"{place.uri}/{name}")
+    reports = read_reports(place, shards)
+    for name, report in zip(names, reports, strict=True):
         require_same(settings, report.settings, f"{place.uri}/{name}")
-        reports.append(report)
-    summary = summarise(reports, load_plan(run)[0].lost, config)
+    before = [report for each in earlier for report in read_reports(each.storage, each.shards)]
+    summary = summarise([*before, *reports], load_plan(run)[0].lost, config)
     if retry:
         require_untrained(run)
     if not place.create(layout.RECORDS_SUMMARY, summary.encode()):

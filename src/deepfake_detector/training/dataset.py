@@ -70,9 +70,8 @@ def open_records(run: Storage, fingerprint: str = "") -> Records:
 
 def _files(of: Round) -> list[RecordFile]:
     """The files of a round, named as seen from the run."""
-    return [
-        file.model_copy(update={"name": of.prefix + file.name}) for report in read_reports(of) for file in report.files
-    ]
+    reports = read_reports(of.storage, of.shards)
+    return [file.model_copy(update={"name": of.prefix + file.name}) for report in reports for file in report.files]
 
 
 def _records(rounds: Sequence[Round], files: Sequence[Sequence[RecordFile]]) -> Records:
