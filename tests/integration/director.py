@@ -19,6 +19,7 @@ from deepfake_detector.core.config import Config, override
 from deepfake_detector.core.topology import PORTS
 from deepfake_detector.stages.runs import save_config
 from deepfake_detector.supervisor.attempts import Attempt
+from tests.integration.forked import Forked
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0  # seconds for an event that must come
@@ -73,7 +74,7 @@ class Stage:
         self.server = socket.create_server(("127.0.0.1", 0))
         self.server.settimeout(PATIENCE)
         self.peers = ",".join(f"127.0.0.1:{free_port()}" for _ in range(self.workers))
-        self.supervisors: dict[int, subprocess.Popen[str]] = {}
+        self.supervisors: dict[int, Forked | subprocess.Popen[str]] = {}
         self.children: list[FakeWorker] = []
 
     def __enter__(self) -> Stage:
@@ -101,9 +102,7 @@ class Stage:
 
     def start(self, *indexes: int, **environment: str) -> None:
         for index in indexes or range(self.workers):
-            self.supervisors[index] = subprocess.Popen(
-                TRAIN, env={**self.environment(index), **environment}, stderr=subprocess.PIPE, text=True
-            )
+            self.supervisors[index] = Forked(TRAIN[1], {**self.environment(index), **environment}, self.folder)
 
     def cast(self, count: int | None = None) -> list[FakeWorker]:
         """The next children to start, in order of rank."""
@@ -117,14 +116,14 @@ class Stage:
         with connection.makefile() as lines:
             return FakeWorker(**json.loads(lines.readline()), connection=connection)
 
-    def signal(self, index: int, number: signal.Signals) -> int:
+    def signal(self, index: int, number: signal.Signals) -> int | None:
         """Send a signal to a supervisor and return its status."""
         supervisor = self.supervisors[index]
         supervisor.send_signal(number)
         supervisor.communicate(timeout=PATIENCE)
         return supervisor.returncode
 
-    def end(self, index: int) -> tuple[int, str]:
+    def end(self, index: int) -> tuple[int | None, str]:
         """Wait for a supervisor: its status, and the last line of its stderr."""
         supervisor = self.supervisors[index]
         _, errors = supervisor.communicate(timeout=PATIENCE)

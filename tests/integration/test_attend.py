@@ -22,10 +22,11 @@ from deepfake_detector.stages.runs import save_config
 from deepfake_detector.supervisor import sigterm
 from deepfake_detector.supervisor.attempts import POD_GONE, SHARD_DONE, Attempt, History
 from tests.integration.director import PATIENCE, ROOT, FakeWorker, Stage
+from tests.integration.forked import Forked
 from tests.integration.gcs_server import GcsServer
 
-FAKE_PREPROCESS = (sys.executable, str(Path(__file__).with_name("fake_preprocess.py")))
-FAKE_EXPORT = (sys.executable, str(Path(__file__).with_name("fake_export.py")))
+FAKE_PREPROCESS = str(Path(__file__).with_name("fake_preprocess.py"))
+FAKE_EXPORT = str(Path(__file__).with_name("fake_export.py"))
 
 
 class Pod(Stage):
@@ -36,13 +37,14 @@ class Pod(Stage):
         [child] = self.cast(1)
         return child
 
-    def begin(self, *command: str, **environment: str) -> subprocess.Popen[str]:
+    def begin(self, *command: str, **environment: str) -> None:
+        """command: a script or a module, or another program with its arguments."""
         own = {**self.environment(0), "TERMINATION_LOG": str(self.message_file), **environment}
         self.message_file.write_text("")  # as the kubelet makes it
-        self.supervisors[0] = subprocess.Popen(
-            command or FAKE_PREPROCESS, env=own, stderr=subprocess.PIPE, text=True, cwd=ROOT
-        )
-        return self.supervisors[0]
+        if len(command) < 2:
+            self.supervisors[0] = Forked((command or (FAKE_PREPROCESS,))[0], own, self.folder)
+        else:
+            self.supervisors[0] = subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
     @property
     def message_file(self) -> Path:
@@ -149,13 +151,13 @@ def test_attempts_are_bounded_whatever_ended_them(tmp_path: Path, module: str, s
     """Kubernetes counts none of the first two: SIGTERM, as by spot nodes, and a pod that is lost without a word."""
     with Pod(tmp_path, settings={"operations.attempts": 3}) as pod:
         command = FAKE_PREPROCESS if module == "preprocess" else FAKE_EXPORT
-        pod.launch(*command)
+        pod.launch(command)
         assert pod.signal(0, signal.SIGTERM) == 143
-        pod.launch(*command)
+        pod.launch(command)
         assert pod.signal(0, signal.SIGKILL) == -9
-        pod.launch(*command).order(75, "gs://b: away")
+        pod.launch(command).order(75, "gs://b: away")
         assert pod.end(0)[0] == 75
-        pod.begin(*command)
+        pod.begin(command)
         last = "exit 75: gs://b: away" if shard == 0 else "export: exit 75: gs://b: away"
         told = sigterm.SAID if shard == 0 else f"export: {sigterm.SAID}"
         line = (
@@ -192,7 +194,7 @@ def test_the_child_does_not_outlive_a_parent_that_is_killed(pod: Pod) -> None:
     ],
 )
 def test_a_bad_environment_is_one_line(pod: Pod, module: str, environment: dict[str, str], line: str) -> None:
-    pod.begin(sys.executable, "-m", f"jobs.{module}", **environment)
+    pod.begin(f"jobs.{module}", **environment)
     status, said = pod.end(0)
     assert status == 78
     assert said.startswith(f"error: {line}")
@@ -218,7 +220,7 @@ def test_a_bad_value_smuggled_into_the_settings(pod: Pod, module: str, smuggle: 
         else:
             document["resolved"][section] = values
     pod.run.write(layout.CONFIG, json.dumps(document).encode())
-    pod.begin(sys.executable, "-m", f"jobs.{module}")
+    pod.begin(f"jobs.{module}")
     status, line = pod.end(0)
     assert (status, pod.message()) == (78, f"{line.removeprefix('error: ')}\n")
     assert said in line
@@ -229,7 +231,7 @@ def test_a_bad_value_smuggled_into_the_settings(pod: Pod, module: str, smuggle: 
 @pytest.mark.gcs
 @pytest.mark.parametrize("module", ["preprocess", "train"])
 def test_a_bucket_that_does_not_exist(pod: Pod, gcs_bucket: str, module: str) -> None:
-    pod.begin(sys.executable, "-m", f"jobs.{module}", RUN="gs://no-such-bucket/run")
+    pod.begin(f"jobs.{module}", RUN="gs://no-such-bucket/run")
     line = "gs://no-such-bucket: no such bucket (expected one that exists, for gs://no-such-bucket/run)"
     assert pod.end(0) == (78, f"error: {line}")
     assert pod.message() == f"{line}\n"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +11,8 @@ from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import EXIT_PERMANENT
 from deepfake_detector.stages.prepare import prepare_run
-
-ROOT = Path(__file__).parents[2]
+from tests.integration.director import ROOT
+from tests.integration.forked import Forked
 
 
 @pytest.mark.parametrize(
@@ -39,17 +37,10 @@ def test_changed_settings_are_not_worked_on(tmp_path: Path, module: str, stage: 
         "TERMINATION_LOG": str(message),
     }
     (tmp_path / "scratch").mkdir()
-    result = subprocess.run(
-        [sys.executable, "-m", module],
-        env={**os.environ, **environment},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == EXIT_PERMANENT, result.stderr
-    line = result.stderr.splitlines()[-1]
+    process = Forked(module, {**os.environ, "PYTHONPATH": str(ROOT), **environment}, tmp_path)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == EXIT_PERMANENT, errors
+    line = errors.splitlines()[-1]
     assert line.startswith(f"error: {run.uri}/{layout.CONFIG}: was changed after this Job was created: ")
     assert f" (make {stage} RUN={run.uri} begins again with those that are there now; " in line
     assert message.read_text() == line.removeprefix("error: ") + "\n"

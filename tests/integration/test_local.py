@@ -20,6 +20,7 @@ from deepfake_detector.local.processes import JobError, checkout, free_blocks
 from deepfake_detector.stages.prepare import prepare_run
 from deepfake_detector.stages.runs import save_config
 from tests.integration.director import PATIENCE, ROOT, FakeWorker, Stage
+from tests.integration.forked import Forked
 from tests.make_records import make_run, tiny
 
 FAKE_LOCAL = str(Path(__file__).with_name("fake_local.py"))
@@ -29,7 +30,7 @@ COUNTS = {"train": (4, 4), "validation": (2, 2), "test": (2, 2)}
 class Local(Stage):
     """One run and the launcher on it."""
 
-    def launch(self) -> subprocess.Popen[str]:
+    def launch(self, *, forked: bool = True) -> Forked | subprocess.Popen[str]:
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
@@ -37,9 +38,7 @@ class Local(Stage):
             "TEMPLATE": str(self.folder / "template"),
             "DIRECTOR": str(self.server.getsockname()[1]),
         }
-        self.launcher = subprocess.Popen(
-            [sys.executable, FAKE_LOCAL], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        self.launcher = Forked(FAKE_LOCAL, environment, self.folder) if forked else begin(FAKE_LOCAL, environment)
         self.supervisors[len(self.supervisors)] = self.launcher
         return self.launcher
 
@@ -55,9 +54,15 @@ class Local(Stage):
         [export] = self.cast(1)
         export.order(0, marker=True)
 
-    def result(self) -> tuple[int, str, str]:
+    def result(self) -> tuple[int | None, str, str]:
         output, errors = self.launcher.communicate(timeout=PATIENCE)
         return self.launcher.returncode, output, errors
+
+
+def begin(script: str, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """An interpreter of its own."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen([sys.executable, script], env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
 @pytest.fixture
@@ -165,7 +170,7 @@ def test_workers_that_do_not_come_end_the_run_at_once(local: Local) -> None:
 )
 def test_no_process_outlives_the_launcher(local: Local, number: signal.Signals, status: int, said: str) -> None:
     make_run(local.folder / "run", tiny(train__workers=2), COUNTS)
-    launcher = local.launch()
+    launcher = local.launch(forked=False)  # Ctrl-C is the interpreter's to word
     children = local.cast(2)
     launcher.send_signal(number)
     for child in children:
