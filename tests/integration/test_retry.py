@@ -72,6 +72,18 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     return run
 
 
+@pytest.fixture(scope="module")
+def retried(template: Storage, tmp_path_factory: pytest.TempPathFactory) -> Storage:
+    """A copy whose lost videos the jobs have tried again, as pods do. Not to be changed, either."""
+    run = copy_of(template, tmp_path_factory.mktemp("retried") / "run")
+    before = snapshot(Path(run.uri))
+    for index in (0, 1):
+        assert job(run, index, RETRY="1").returncode == 0
+    after = snapshot(Path(run.uri))
+    assert {name: after[name] for name in before} == before  # no retry changes an object of the first round
+    return run
+
+
 @pytest.fixture
 def run(template: Storage, tmp_path: Path) -> Storage:
     return copy_of(template, tmp_path / "run")
@@ -82,11 +94,11 @@ def copy_of(run: Storage, folder: Path) -> Storage:
     return open_storage(str(folder))
 
 
-def retry(run: Storage, number: int = 1) -> None:
+def retry(run: Storage, scratch: Path, number: int = 1) -> None:
     """All shards of a retry, in this process."""
     config = load_config(run)
     for shard in range(make_retry_plan(run, config, number).shards):
-        preprocess_shard(run, config, shard, scratch=Path(run.uri).parent / "scratch", retry=number)
+        preprocess_shard(run, config, shard, scratch=scratch, retry=number)
 
 
 def objects_of(run: Storage, prefix: str) -> dict[str, bytes]:
@@ -97,23 +109,19 @@ def losses(run: Storage) -> dict[str, str]:
     return {video.key: str(video.outcome) for video in lost_videos(run, finished_rounds(run))}
 
 
-def test_a_retry_adds_to_the_run_and_changes_nothing(run: Storage, tmp_path: Path) -> None:
-    before, first = snapshot(Path(run.uri)), open_records(run)
-    assert losses(run) == {
+def test_a_retry_adds_to_the_run_and_changes_nothing(template: Storage, retried: Storage, tmp_path: Path) -> None:
+    first = open_records(template)
+    assert losses(template) == {
         "folders/fake/faceless": "no_face",
         "folders/real/broken": "not_a_video",
         "manifest/fake/late": "missing_file",
         "unlabelled/unknown/stray.mp4": "unlabelled",
     }
-    config = load_config(run)
-    assert (next_retry(run).number, next_retry(run).shards) == (1, 2)
-    for index in (0, 1):
-        assert job(run, index, RETRY="1").returncode == 0
+    assert (next_retry(template).number, next_retry(template).shards) == (1, 2)
 
-    after = snapshot(Path(run.uri))
-    assert {name: after[name] for name in before} == before
-    added = sorted(name.removeprefix(f"{run.uri}/") for name in after.keys() - before.keys())
-    assert [name for name in added if not name.startswith((f"{PLACE}/", "logs/"))] == []
+    run, config = retried, load_config(retried)
+    added = {entry.name for entry in run.list()} - {entry.name for entry in template.list()}
+    assert [name for name in sorted(added) if not name.startswith((f"{PLACE}/", "logs/"))] == []
     plan, planned = load_plan(open_storage(f"{run.uri}/{PLACE}"))
     assert plan.found == [
         "tried again: missing_file 1, no_face 1, not_a_video 1",
@@ -147,12 +155,12 @@ def test_a_retry_adds_to_the_run_and_changes_nothing(run: Storage, tmp_path: Pat
     assert len(read) == summary.outcomes["ok"]["real"] + summary.outcomes["ok"]["fake"] == 12
 
 
-def test_a_second_retry_is_a_further_round(run: Storage) -> None:
-    retry(run)
+def test_a_second_retry_is_a_further_round(retried: Storage, tmp_path: Path) -> None:
+    run = copy_of(retried, tmp_path / "run")
     before, records, summary = snapshot(Path(run.uri)), open_records(run), load_summary(run)
     upcoming = next_retry(run)
     assert (upcoming.number, upcoming.shards) == (2, 1)
-    retry(run, 2)
+    retry(run, tmp_path / "scratch", 2)
     after = snapshot(Path(run.uri))
     assert {name: after[name] for name in before} == before
     assert [video.key for video in load_plan(open_storage(f"{run.uri}/{layout.retry(2)}"))[1]] == [
@@ -163,7 +171,7 @@ def test_a_second_retry_is_a_further_round(run: Storage) -> None:
     assert [each.number for each in read_status(run).retries] == [1, 2]
 
 
-def test_a_retry_that_is_killed_goes_on_to_the_same_bytes(run: Storage, template: Storage, tmp_path: Path) -> None:
+def test_a_retry_that_is_killed_goes_on_to_the_same_bytes(run: Storage, retried: Storage, tmp_path: Path) -> None:
     config = load_config(run)
     first = open_records(run).fingerprint
     started = start(run, 0)
@@ -182,29 +190,24 @@ def test_a_retry_that_is_killed_goes_on_to_the_same_bytes(run: Storage, template
 
     together = [start(run, index) for index in (1, 0)]
     assert [process.wait(PATIENCE) for process in together] == [0, 0]
-    undisturbed = copy_of(template, tmp_path / "undisturbed")
-    retry(undisturbed)
-    assert objects_of(run, PLACE) == objects_of(undisturbed, PLACE)
+    assert objects_of(run, PLACE) == objects_of(retried, PLACE)
     assert len(objects_of(run, PLACE)) >= 6
     assert half_done_retry(run) == 0
 
 
 @pytest.mark.gcs
 def test_in_a_bucket_a_retry_makes_the_same_objects(
-    run: Storage, template: Storage, gcs_bucket: str, tmp_path: Path
+    template: Storage, retried: Storage, gcs_bucket: str, tmp_path: Path
 ) -> None:
     remote = open_storage(f"{gcs_bucket}/some/run")
     for entry in template.list():
         remote.upload(Path(template.uri) / entry.name, entry.name)
     before = objects_of(remote, "")
-    config = load_config(remote)
-    for each in (run, remote):
-        for shard in range(make_retry_plan(each, config, 1).shards):
-            preprocess_shard(each, config, shard, scratch=tmp_path / "scratch", retry=1)
+    retry(remote, tmp_path / "scratch")
     after = objects_of(remote, "")
     assert {name: after[name] for name in before} == before
-    assert objects_of(remote, PLACE) == objects_of(run, PLACE)
-    assert open_records(remote).fingerprint == open_records(run).fingerprint
+    assert objects_of(remote, PLACE) == objects_of(retried, PLACE)
+    assert open_records(remote).fingerprint == open_records(retried).fingerprint
     split = open_split(remote, "train", tmp_path / "staged")
     assert all(split.read(index) for index in range(len(split)))
     split.close()
@@ -223,8 +226,8 @@ def wait_for(process: subprocess.Popen[bytes], path: Path) -> None:
         time.sleep(0.002)
 
 
-def test_training_uses_what_was_won_and_ends_all_retries(run: Storage, template: Storage, tmp_path: Path) -> None:
-    retry(run)
+def test_training_uses_what_was_won_and_ends_all_retries(template: Storage, retried: Storage, tmp_path: Path) -> None:
+    run = copy_of(retried, tmp_path / "run")
     config = load_config(run)
     assert train(run, tmp_path).returncode == 0
     trained = decode(TrainedMarker, run.read(layout.TRAINED), "the test")
@@ -256,18 +259,17 @@ def train(run: Storage, folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_training_elsewhere_goes_on_with_the_records_that_it_began_with(run: Storage) -> None:
+def test_a_training_elsewhere_goes_on_with_the_records_that_it_began_with(template: Storage, retried: Storage) -> None:
     """Nothing in a run tells which others train on its records: a retry may not spoil them."""
-    before = open_records(run)
-    lost = [video.key for video in lost_videos(run, before.rounds)]
-    retry(run)
-    after = open_records(run)
+    before = open_records(template)
+    lost = [video.key for video in lost_videos(template, before.rounds)]
+    after = open_records(retried)
     assert after.fingerprint != before.fingerprint
-    assert open_records(run, after.fingerprint).files == after.files
-    again = open_records(run, before.fingerprint)
+    assert open_records(retried, after.fingerprint).files == after.files
+    again = open_records(retried, before.fingerprint)
     assert (again.fingerprint, again.files, again.summary) == (before.fingerprint, before.files, before.summary)
-    assert [video.key for video in lost_videos(run, again.rounds)] == lost
-    assert open_records(run, "0" * 64).files == after.files, "these never were its records: whoever asks compares"
+    assert [video.key for video in lost_videos(retried, again.rounds)] == lost
+    assert open_records(retried, "0" * 64).files == after.files, "these never were its records: whoever asks compares"
 
 
 @pytest.mark.gcs

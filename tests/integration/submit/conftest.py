@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,12 +21,15 @@ def bucket(gcs_server: GcsServer) -> GcsServer:
     return gcs_server
 
 
-@pytest.fixture(scope="module", autouse=True)
-def render_once() -> Iterator[None]:
-    """kubectl's rendering, the same for all tests, is most of a submission's time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(kubectl, "kustomize", functools.cache(kubectl.kustomize))
-        yield
+@pytest.fixture(scope="session")
+def rendered() -> Callable[..., Any]:
+    """kubectl's rendering, the same for all tests."""
+    return functools.cache(kubectl.kustomize)
+
+
+@pytest.fixture(autouse=True)
+def render_once(rendered: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubectl, "kustomize", rendered)
 
 
 @pytest.fixture
