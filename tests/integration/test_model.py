@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -126,22 +127,24 @@ def test_augmentation_is_drawn_once_per_clip_and_keyed() -> None:
     assert all((first != other).any() for other in others)
 
 
-def test_training_normalises_as_the_built_in_layer_does() -> None:
+@pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
+@pytest.mark.parametrize("channels", [7, 16], ids=["summed by us", "kernel of a lone worker"])
+def test_training_normalises_as_the_built_in_layer_does(channels: int, relu: bool) -> None:
     random = np.random.default_rng(0)
-    images = tf.constant(random.normal(1, 2, (4, 5, 6, 7)), tf.float32)
+    images = tf.constant(random.normal(1, 2, (4, 5, 6, channels)), tf.float32)
     weights = tf.constant(random.normal(size=images.shape), tf.float32)
 
-    def everything(kind: type) -> list[Any]:
-        layer = kind(momentum=MOMENTUM)
+    def everything(layer: keras.Layer, after: Callable[[Any], Any]) -> list[Any]:
         layer.build(images.shape)
-        layer.gamma.assign(np.linspace(0.5, 2, 7))
+        layer.gamma.assign(np.linspace(0.5, 2, channels))
         with tf.GradientTape() as tape:
             tape.watch(images)
-            outputs = layer(images, training=True)
+            outputs = after(layer(images, training=True))
             loss = tf.reduce_sum(tf.sin(outputs) * weights)
         gradients = tape.gradient(loss, [images, layer.gamma, layer.beta])
-        return [outputs, *gradients, layer.moving_mean, layer.moving_variance, layer(images, training=False)]
+        return [outputs, *gradients, layer.moving_mean, layer.moving_variance, after(layer(images, training=False))]
 
-    ours, theirs = everything(SynchronizedBatchNormalization), everything(keras.layers.BatchNormalization)
+    ours = everything(SynchronizedBatchNormalization(momentum=MOMENTUM, relu=relu), tf.identity)
+    theirs = everything(keras.layers.BatchNormalization(momentum=MOMENTUM), tf.nn.relu if relu else tf.identity)
     for mine, built_in in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, built_in, rtol=1e-4, atol=1e-5)

@@ -17,6 +17,7 @@ from keras import layers, ops
 
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import ConfigError
+from deepfake_detector.training.normalization import SynchronizedBatchNormalization
 
 Normalization = type[layers.BatchNormalization]
 BACKBONE = "backbone"
@@ -81,6 +82,8 @@ def _compact(size: int, normalization: Normalization) -> keras.Model:
 
 
 def _normalised(x: Any, normalization: Normalization) -> Any:
+    if issubclass(normalization, SynchronizedBatchNormalization):
+        return normalization(momentum=MOMENTUM, relu=True)(x)
     return layers.ReLU()(normalization(momentum=MOMENTUM)(x))
 
 
