@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.adapters.kubectl import apply, kubectl_version, kustomize
@@ -108,6 +113,81 @@ def test_the_end_of_a_job_is_seen(cluster):
 def test_the_log_of_a_pod_that_is_not_there(cluster):
     with pytest.raises(ClusterError, match=r'pods "nobody" not found'):
         list(cluster.pod_log("nobody"))
+
+
+class Relay:
+    """A way to the API server that can be cut, and is there again at once."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._to = (host, port)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._ends: list[socket.socket] = []
+        self.port = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def cut(self) -> None:
+        for end in self._ends:
+            with suppress(OSError):  # it has ended by itself
+                end.shutdown(socket.SHUT_RDWR)
+        self._ends.clear()
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.cut()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                near, far = self._listener.accept()[0], socket.create_connection(self._to)
+                self._ends += [near, far]
+                for ends in ((near, far), (far, near)):
+                    threading.Thread(target=self._copy, args=ends, daemon=True).start()
+
+    def _copy(self, source: socket.socket, to: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                to.sendall(data)
+            to.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def relayed(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Relay, Cluster]]:
+    """The same namespace, by way of a relay."""
+    from kubernetes.config import kube_config
+
+    config = yaml.safe_load(kubectl("config", "view", "--raw", "--minify", "--flatten"))
+    server = urlsplit(config["clusters"][0]["cluster"]["server"])
+    relay = Relay(str(server.hostname), server.port or 443)
+    config["clusters"][0]["cluster"] |= {
+        "server": f"https://127.0.0.1:{relay.port}",
+        "tls-server-name": server.hostname,
+    }
+    path = tmp_path / "kubeconfig"
+    path.touch(mode=0o600)
+    path.write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(kube_config, "KUBE_CONFIG_DEFAULT_LOCATION", str(path))
+    try:
+        yield relay, Cluster.connect(None, cluster.namespace)
+    finally:
+        relay.close()
+
+
+def test_a_followed_log_is_whole_though_its_connection_is_lost(cluster, relayed):
+    relay, client = relayed
+    cluster.create_job(job("talks", 'i=0; while [ $i -lt 40 ]; do echo "line $i"; i=$((i+1)); sleep 0.1; done'))
+    talks = until(cluster, "pods", "e2e=talks", lambda _, pod: pod["status"]["phase"] == "Running")
+    ended = threading.Event()
+    lines = []
+    for line in client.pod_log(talks["metadata"]["name"], follow=True, ended=ended):
+        lines.append(line)
+        if len(lines) in (5, 15):
+            relay.cut()
+        if len(lines) == 40:
+            ended.set()
+    assert lines == [f"line {number}" for number in range(40)]
+    assert client.requests >= 3
 
 
 def test_a_namespace_that_is_not_there():

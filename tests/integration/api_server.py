@@ -28,7 +28,7 @@ REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 class ApiServer:
     """requests: "METHOD /path?query" of all so far. denied: (verb, resource) that access reviews refuse.
 
-    endless_logs: a pod's stream goes on without a word after its first line, as it does once its node has vanished.
+    said: time (RFC 3339) and text of all that every pod says. endless_logs: its streams wait for more of it.
     """
 
     def __init__(self) -> None:
@@ -39,13 +39,15 @@ class ApiServer:
         self.refusals: deque[tuple[int, Object]] = deque()  # answers of the next requests
         self.before_create: Callable[[Object], None] = lambda _: None  # what others do at just that moment
         self.before_answer: Callable[[str], None] = lambda _: None  # "list jobs", "create jobs": done, and not yet told
+        self.said = [(f"2026-01-01T00:00:0{at}.5Z", text) for at, text in enumerate(("first\n", "second\n", "third"))]
         self.endless_logs = False
         self.version = 100
         self.expired_before = 0
         self._changes: list[tuple[int, str, str, Object]] = []  # version, kind, change, object
         self._watchers: list[socket.socket] = []
+        self._readers: list[socket.socket] = []
+        self._streams_ended = 0
         self._changed = threading.Condition()
-        self._closed = threading.Event()
         api = self
 
         class Handler(_Handler):
@@ -57,8 +59,8 @@ class ApiServer:
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
     def close(self) -> None:
-        self._closed.set()
         self.drop_watches()
+        self.drop_logs()
         self._server.shutdown()
         self._server.server_close()
 
@@ -110,11 +112,29 @@ class ApiServer:
 
     def drop_watches(self) -> None:
         """Cut all watch connections without a word."""
+        self._drop(self._watchers)
+
+    def drop_logs(self) -> None:
+        """Cut all connections on which logs are read, in the same way."""
+        self._drop(self._readers)
+
+    def end_logs(self) -> None:
+        """End them in good order, as a kubelet or proxy does that has to go."""
         with self._changed:
-            for connection in self._watchers:
+            self._streams_ended += 1
+            self._changed.notify_all()
+
+    def say(self, time: str, text: str) -> None:
+        with self._changed:
+            self.said.append((time, f"{text}\n"))
+            self._changed.notify_all()
+
+    def _drop(self, connections: list[socket.socket]) -> None:
+        with self._changed:
+            for connection in connections:
                 with suppress(OSError):  # the client has gone by itself
                     connection.shutdown(socket.SHUT_RDWR)
-            self._watchers.clear()
+            connections.clear()
 
     def wait_for_watches(self, count: int, seconds: float = 20.0) -> None:
         with self._changed:
@@ -144,12 +164,26 @@ class ApiServer:
                 if of_kind == kind and _selected(thing, query):
                     yield {"type": change, "object": thing}
 
-    def logged(self) -> Iterator[bytes]:
-        """What every pod says."""
-        yield b"first\n"
-        if self.endless_logs:
-            self._closed.wait()
-        yield b"second\nthird"
+    def logged(self, query: dict[str, str], connection: socket.socket) -> Iterator[bytes]:
+        """What every pod says, from a whole second on, as the kubelet has it."""
+        endless = self.endless_logs and "follow" in query
+        since, seen, ended = query.get("sinceTime", "")[:19], 0, self._streams_ended
+        self._readers.append(connection)
+        try:
+            while True:
+                with self._changed:
+                    news, seen = self.said[seen:], len(self.said)
+                for time, text in news:
+                    if time[:19] >= since:
+                        yield (f"{time} {text}" if "timestamps" in query else text).encode()
+                with self._changed:
+                    while endless and len(self.said) == seen and self._streams_ended == ended:
+                        self._changed.wait()
+                    if len(self.said) == seen:
+                        return
+        finally:
+            with suppress(ValueError):  # dropped
+                self._readers.remove(connection)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -184,7 +218,7 @@ class _Handler(BaseHTTPRequestHandler):
             asked = body["spec"]["resourceAttributes"]
             self._answer(201, {"status": {"allowed": (asked["verb"], asked["resource"]) not in api.denied}})
         elif url.path.endswith("/log"):
-            self._stream(api.logged())
+            self._stream(api.logged(query, self.connection))
         elif found := PATH.fullmatch(url.path):
             self._object(found["kind"], found["name"], found["namespace"], query, body)
         else:

@@ -83,7 +83,7 @@ class StandIn:
         self.deleted += [thing["metadata"]["name"] for thing in gone]
 
     def pod_log(
-        self, name: str, follow: bool = False, tail_lines: int | None = None, stop: threading.Event | None = None
+        self, name: str, follow: bool = False, tail_lines: int | None = None, **_: threading.Event
     ) -> Iterator[str]:
         self.tails.append(tail_lines)
         if name not in self._said:

@@ -181,6 +181,7 @@ def vanishing(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(logs, "LAST_WORDS_SECONDS", 0.05)
     run = open_storage(str(tmp_path / "run"))
     server.endless_logs = True
+    del server.said[1:]
     server.put("jobs", "train-first-0", **job(run.uri))
     server.put("pods", POD, **pod(run.uri, "train", 0))
     return run
@@ -253,6 +254,65 @@ def test_an_api_server_that_is_away_is_told_and_waited_for(
             pass
         while heard.get(timeout=SECONDS) != "(the API server answers again)":
             pass
+        server.remove("pods", POD)
+        server.remove("jobs", "train-first-0")
+        assert following.result(timeout=SECONDS) == 0
+
+
+def away_for_a_moment(server: ApiServer) -> None:
+    server.refusals.extend([(503, {"message": "starting"})] * 3)
+    server.drop_logs()
+
+
+@pytest.mark.parametrize("lose", [ApiServer.drop_logs, ApiServer.end_logs, away_for_a_moment])
+def test_a_stream_that_was_lost_goes_on_where_it_was(
+    vanishing: Storage,
+    server: ApiServer,
+    cluster: Cluster,
+    monkeypatch: pytest.MonkeyPatch,
+    lose: Callable[[ApiServer], None],
+) -> None:
+    monkeypatch.setattr(adapter, "RETRY_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(logs, "LAST_WORDS_SECONDS", SECONDS)
+    heard: queue.Queue[str] = queue.Queue()
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(show_logs, cluster, vanishing.uri, follow=True, write=heard.put)
+        server.wait_for_watches(2)
+        server.say("2026-01-01T00:00:07.123456789Z", "tick")
+        lines = [heard.get(timeout=SECONDS) for _ in range(3)]
+        lose(server)
+        server.say("2026-01-01T00:00:07.123456790Z", "tick")
+        server.say("2026-01-01T00:00:09.5Z", "tock")
+        lines += [heard.get(timeout=SECONDS) for _ in range(2)]
+        server.endless_logs = False
+        server.end_logs()
+        server.put("pods", POD, **pod(vanishing.uri, "train", 0, "Succeeded"))
+        server.put("jobs", "train-first-0", **job(vanishing.uri, ended="Complete"))
+        assert following.result(timeout=SECONDS) == 0
+    assert lines == [
+        f"== {POD}: worker 0 runs on node-1",
+        *(f"worker 0: {text}" for text in ("first", "tick", "tick", "tock")),
+    ]
+    assert heard.empty()
+    opened = [line for line in server.requests if "/log?" in line]
+    assert "tailLines=100" in opened[0]
+    assert all("sinceTime=2026-01-01T00%3A00%3A0" in line and "tailLines" not in line for line in opened[1:])
+
+
+def test_a_pod_that_was_deleted_while_its_stream_was_lost(
+    vanishing: Storage, server: ApiServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it said last is not known, and that is told."""
+    monkeypatch.setattr(adapter, "RETRY_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr(logs, "LAST_WORDS_SECONDS", SECONDS)
+    heard: queue.Queue[str] = queue.Queue()
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(show_logs, cluster, vanishing.uri, follow=True, write=heard.put)
+        server.wait_for_watches(2)
+        assert [heard.get(timeout=SECONDS) for _ in range(2)][1] == "worker 0: first"
+        server.refusals.append((404, {"reason": "NotFound", "message": f'pods "{POD}" not found'}))
+        server.drop_logs()
+        assert heard.get(timeout=SECONDS).endswith(f'refused (404): pods "{POD}" not found)')
         server.remove("pods", POD)
         server.remove("jobs", "train-first-0")
         assert following.result(timeout=SECONDS) == 0

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 from deepfake_detector.adapters.kube_api import READ_SECONDS, RETRY_SECONDS, KubeApi, Query, RefusedError
+from deepfake_detector.adapters.log_position import LogPosition
 from deepfake_detector.core.errors import ClusterAwayError
 
 Object = dict[str, Any]
@@ -30,6 +31,7 @@ Kind = Literal[
 GROUPS = {"deployments": "apps", "jobs": "batch", "networkpolicies": "networking.k8s.io"}  # others: the core group
 CLUSTER_SCOPED = ("namespaces", "nodes")
 LONGEST_PAUSE_SECONDS = 30.0  # between two tries of a watch
+LONGEST_LOG_PAUSE_SECONDS = 5.0  # of a followed log, which is soon gone once its pod has ended
 WATCH_SECONDS = 240  # after which the server ends a watch, and a new one goes on from there
 DELETE_SECONDS = 120.0
 
@@ -238,17 +240,50 @@ class Cluster:
         follow: bool = False,
         tail_lines: int | None = None,
         stop: threading.Event | None = None,
+        ended: threading.Event | None = None,
     ) -> Iterator[str]:
         """Lines of a pod's only container, without line ends; follow: until it ends, or `stop` is set.
 
-        The API server does not end the stream of a pod whose node vanished: only `stop` does. Raises ClusterError where
-        the pod is gone or its container has not started.
+        What is followed survives a lost connection, as watches do: a new stream goes on after the last line that was
+        told. ended: to be set once the pod has ended or is gone; a stream that ends before it was cut off, too. The API
+        server does not end the stream of a pod whose node vanished: only `stop` does. Raises ClusterError where the pod
+        is gone or its container has not started, and ClusterAwayError, but not while it follows.
         """
-        query = [("follow", "true")] if follow else []
-        if tail_lines is not None:
-            query.append(("tailLines", str(tail_lines)))
-        silence = None if follow else READ_SECONDS
-        for line in self._api.lines(f"{self._path('pods')}/{name}/log", query, stop or threading.Event(), silence):
+        stop = stop or threading.Event()
+        if follow:
+            yield from self._followed_log(name, tail_lines, stop, ended)
+            return
+        query = [] if tail_lines is None else [("tailLines", str(tail_lines))]
+        yield from self._log(name, query, stop, READ_SECONDS)
+
+    def _followed_log(
+        self, name: str, tail_lines: int | None, stop: threading.Event, ended: threading.Event | None
+    ) -> Iterator[str]:
+        position = LogPosition()
+        whole = False  # the last stream was not cut off, as far as it can know
+        pause = 0.0
+        while not stop.is_set():
+            over = ended is None or ended.is_set()  # looked at before: then this stream has all that there is
+            query = [("follow", "true"), ("timestamps", "true"), *position.query(tail_lines)]
+            try:
+                for line in self._log(name, query, stop, None):
+                    pause = 0.0
+                    if (text := position.take(line)) is not None:
+                        yield text
+                if ended is None or over:
+                    return
+                whole, pause = True, RETRY_SECONDS[0]
+                ended.wait(pause)
+            except ClusterAwayError:
+                whole, pause = False, min(max(RETRY_SECONDS[0], 2 * pause), LONGEST_LOG_PAUSE_SECONDS)
+                stop.wait(pause)
+            except RefusedError:
+                if whole:  # the pod was deleted since
+                    return
+                raise
+
+    def _log(self, name: str, query: Query, stop: threading.Event, silence: float | None) -> Iterator[str]:
+        for line in self._api.lines(f"{self._path('pods')}/{name}/log", query, stop, silence):
             yield line.decode("utf-8", "replace")
 
     def __str__(self) -> str:

@@ -162,9 +162,9 @@ def _stage(manifest: Manifest) -> str:
 class _Followed:
     """Lines of all wanted pods as they come, each behind its pod's subject.
 
-    A thread for each pod, one that watches for pods, and one that watches the Jobs for the end. The stream of a pod
-    whose node vanished does not end by itself: it is cut off LAST_WORDS_SECONDS after the pod has ended, is gone, or
-    should be by its deletion's grace period.
+    A thread for each pod, one that watches for pods, and one that watches the Jobs for the end. A stream that was lost
+    on the way goes on where it was. That of a pod whose node vanished does not end by itself: it is cut off
+    LAST_WORDS_SECONDS after the pod has ended, is gone, or should be by its deletion's grace period.
     """
 
     def __init__(
@@ -244,6 +244,8 @@ class _Followed:
                 stream = self._reading[_uid(pod)] = _Stream()
                 threading.Thread(target=self._read, args=(pod, stream), daemon=True).start()
             reading = self._reading.get(_uid(pod))
+            if reading and not running:
+                reading.ended.set()
             if reading and (not running or "deletionTimestamp" in pod["metadata"]):
                 grace = pod["metadata"].get("deletionGracePeriodSeconds") or 0
                 reading.cut_off_after((grace if running else 0) + LAST_WORDS_SECONDS)
@@ -252,7 +254,8 @@ class _Followed:
         subject, name = subject_of(pod), name_of(pod)
         self._lines.put(f"== {name}: {subject} {state_of(pod)}")
         try:
-            for line in self._cluster.pod_log(name, follow=True, tail_lines=TAIL_LINES, stop=stream.over):
+            lines = self._cluster.pod_log(name, True, TAIL_LINES, stop=stream.over, ended=stream.ended)
+            for line in lines:
                 self._lines.put(f"{subject}: {line}")
         except ClusterError as error:
             self._lines.put(f"{subject}: ({error})")
@@ -269,9 +272,10 @@ def _in_words(error: Exception) -> str:
 
 
 class _Stream:
-    """A pod's output that is being read. over: set when no more of it is waited for."""
+    """A pod's output that is being read. ended: set when the pod has; over: when no more of it is waited for."""
 
     def __init__(self) -> None:
+        self.ended = threading.Event()
         self.over = threading.Event()
         self._timer: threading.Timer | None = None
 
