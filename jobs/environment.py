@@ -1,9 +1,10 @@
 """A pod's environment and exit status, read and decided in one way by all entrypoints.
 
-SETTINGS         stage:fingerprint of the settings that the Job was created with (core/jobspec.py); without it, as
-                 outside a cluster, those that config.json holds are taken
-TERMINATION_LOG  the file of the container's termination message (terminationMessagePath): it gets the one error line
-TMPDIR, HOME     made where they are missing, as under a read-only root with an empty scratch volume
+SETTINGS             stage:fingerprint of the settings that the Job was created with (core/jobspec.py); without it, as
+                     outside a cluster, those that config.json holds are taken
+TERMINATION_LOG      the file of the container's termination message (terminationMessagePath): it gets the error line
+POD_NAME, NODE_NAME  the pod's, kept with its attempts and logs; without them, as outside a cluster, nothing is
+TMPDIR, HOME         made where they are missing, as under a read-only root with an empty scratch volume
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from deepfake_detector.core.errors import EXIT_OK, ConfigError, DetectorError
+from deepfake_detector.supervisor.where import Where
 
 if TYPE_CHECKING:
     from deepfake_detector.adapters.storage import Storage
@@ -47,6 +49,11 @@ def exit_status(environment: Mapping[str, str], work: Callable[[], None]) -> int
 def for_child(environment: Mapping[str, str]) -> dict[str, str]:
     """What a child inherits: the pod's last words are its parent's."""
     return {name: value for name, value in environment.items() if name != "TERMINATION_LOG"}
+
+
+def where(environment: Mapping[str, str]) -> Where:
+    """The pod, and its node."""
+    return Where(environment.get("POD_NAME", ""), environment.get("NODE_NAME", ""))
 
 
 def settled_run(environment: Mapping[str, str]) -> tuple[Storage, Settlement]:

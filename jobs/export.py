@@ -22,7 +22,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from deepfake_detector.supervisor.attend import attend
-from jobs.environment import exit_status, folder, for_child, required
+from jobs.environment import exit_status, folder, for_child, required, where
 
 EXPORT = (sys.executable, "-m", "jobs.export_model")
 
@@ -34,7 +34,8 @@ def main(environment: Mapping[str, str], export: Sequence[str] = EXPORT) -> int:
 
 def _export(environment: Mapping[str, str], export: Sequence[str]) -> None:
     scratch = folder(environment, "SCRATCH")
-    attend(required(environment, "RUN"), "export", 0, export, scratch, for_child(environment))
+    run = required(environment, "RUN")
+    attend(run, "export", 0, export, scratch, for_child(environment), where(environment))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from deepfake_detector.supervisor.attend import attend
-from jobs.environment import exit_status, folder, for_child, number, required
+from jobs.environment import exit_status, folder, for_child, number, required, where
 
 SHARD = (sys.executable, "-m", "jobs.preprocess_shard")
 MOST_SHARDS = 100_000  # completions that an Indexed Job may have
@@ -40,7 +40,8 @@ def _preprocess(environment: Mapping[str, str], shard: Sequence[str]) -> None:
     index = number(environment, "JOB_COMPLETION_INDEX", 0, MOST_SHARDS - 1)
     parent = folder(environment, "SCRATCH") if environment.get("SCRATCH") else None
     with tempfile.TemporaryDirectory(prefix="preprocess-", dir=parent) as scratch:
-        attend(run, "preprocess", index, shard, Path(scratch), {**for_child(environment), "SCRATCH": scratch})
+        child = {**for_child(environment), "SCRATCH": scratch}
+        attend(run, "preprocess", index, shard, Path(scratch), child, where(environment))
 
 
 if __name__ == "__main__":

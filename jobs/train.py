@@ -29,7 +29,7 @@ from deepfake_detector.supervisor.keeper import Peer
 from deepfake_detector.supervisor.logs import end_kept
 from deepfake_detector.supervisor.member import Place
 from deepfake_detector.supervisor.supervise import supervise
-from jobs.environment import exit_status, folder, for_child, number, required, settled_run
+from jobs.environment import exit_status, folder, for_child, number, required, settled_run, where
 
 TRAIN = (sys.executable, "-m", "jobs.train_worker")
 EXPORT = (sys.executable, "-m", "jobs.export_model")
@@ -45,7 +45,7 @@ def _supervise(environment: Mapping[str, str], train: Sequence[str], export: Seq
     from deepfake_detector.adapters.storage import open_storage
 
     place = place_of(environment)
-    with end_kept(open_storage(required(environment, "RUN")), "train", place.index):
+    with end_kept(open_storage(required(environment, "RUN")), "train", place.index, place.where):
         run, settlement = settled_run(environment)
         supervise(place, run, settlement.config, train=train, export=export)
 
@@ -66,6 +66,7 @@ def place_of(environment: Mapping[str, str]) -> Place:
         # TensorFlow writes generated code into TMPDIR, and a child that is killed leaves it there.
         environment={**for_child(environment), "TMPDIR": str(scratch)},
         verbose=environment.get("VERBOSE") != "0",
+        where=where(environment),
     )
 
 

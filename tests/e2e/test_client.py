@@ -89,7 +89,9 @@ def test_logs_and_status_work_after_the_pods_are_gone(left_alone: LeftAlone) -> 
         by_index = namespace.make("logs", f"RUN={RUN}", "STAGE=train", f"POD={index}")
         assert by_name.text == by_index.text
         assert by_name.text.startswith(f"== logs/train/{index}/00001.log\n")
-        assert re.search(rf"^--- attempt 1, worker {index} with rank {index}: exit 0$", by_name.text, re.MULTILINE)
+        place = f"{pod['metadata']['name']} on {pod['spec']['nodeName']}"
+        last = rf"^--- attempt 1, worker {index} with rank {index}, pod {re.escape(place)}: exit 0$"
+        assert re.search(last, by_name.text, re.MULTILINE)
         if index == 0:
             assert re.search(r'INFO epoch 2: \{"step":16,', by_name.text), "what the chief itself has printed"
     assert "no Job of this run (RUN/logs/ has what its pods have left)" in namespace.make("status", f"RUN={RUN}").text

@@ -169,6 +169,21 @@ def test_attempts_are_bounded_whatever_ended_them(tmp_path: Path, module: str, s
         assert pod.reasons(shard) == [told, POD_GONE, last], "a refusal is no attempt"
 
 
+def test_the_pod_and_its_node_are_kept(tmp_path: Path) -> None:
+    """A node on which a shard always fails is seen after its pods are gone."""
+    with Pod(tmp_path, settings={"operations.attempts": 3}) as pod:
+        for number, node in enumerate(("node-1", "node-2", "node-2"), start=1):
+            pod.launch(POD_NAME=f"pod-{number}", NODE_NAME=node).order(75, "away")
+            assert pod.end(0)[0] == 75
+            (worker,) = Attempt.model_validate_json(pod.run.read(layout.attempt(number, 0))).workers
+            assert (worker.index, worker.pod, worker.node) == (0, f"pod-{number}", node)
+        assert pod.logs()[1] == "preprocess 0, pod pod-2 on node-2: exit 75: away"
+        pod.begin()
+        last = "the last ended with exit 75: away, on node-2 (2 times), before that exit 75: away, on node-1\n"
+        assert pod.end(0)[0] == 78
+        assert pod.message().endswith(last)
+
+
 def test_attempts_before_a_success_do_not_count(tmp_path: Path) -> None:
     """A shard that is made again, with videos that were lost, has all of its attempts."""
     with Pod(tmp_path, settings={"operations.attempts": 2}) as pod:

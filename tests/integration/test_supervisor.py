@@ -169,6 +169,24 @@ def test_attempts_are_counted_over_restarts(tmp_path: Path) -> None:
         assert stage.end(0) == (78, f"error: {said}")
 
 
+def test_workers_are_named_with_their_pods_and_nodes(stage: Stage) -> None:
+    for index in (0, 1):
+        stage.start(index, POD_NAME=f"train-{index}", NODE_NAME=f"node-{index}")
+    first = stage.cast()
+    first[1].kill()
+    first[0].wait_gone()
+    finish(stage, stage.cast())
+    assert stage.reasons() == [f"worker 1 on node-1: {KILLED}", *DONE]
+    here, there = ("train-0", "node-0"), ("train-1", "node-1")
+    workers = [[(worker.pod, worker.node) for worker in stage.attempt(number).workers] for number in (1, 2, 3)]
+    assert workers == [[here, there], [here, there], [here]], "the export's is the chief's"
+    for name, title in (
+        (layout.log("train", 1, 1), f"attempt 1, worker 1 with rank 1, pod train-1 on node-1: {KILLED}"),
+        (layout.log("export", 0, 3), "attempt 3, export, pod train-0 on node-0: exit 0"),
+    ):
+        assert stage.run.read(name).decode().endswith(f"--- {title}\n")
+
+
 def supervisor_log(stage: Stage, index: int, number: int = 1) -> str:
     return stage.run.read(layout.supervisor_log("train", index, number)).decode()
 

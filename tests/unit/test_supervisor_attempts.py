@@ -54,6 +54,24 @@ def test_each_shard_counts_its_own_attempts_since_its_last_success(tmp_path: Pat
     assert History(run).last == 0
 
 
+def test_why_attempts_failed_is_told_with_their_nodes(tmp_path: Path) -> None:
+    history = History(open_storage(str(tmp_path)), shard=0)
+    for node in ("node-1", "", "node-2"):
+        history.open(history.last + 1, "preprocess", [AttemptWorker(index=0, rank=0, pod=node and "a", node=node)])
+        history.close("exit 75: away")
+    expected = ["exit 75: away, on node-2", "exit 75: away", "exit 75: away, on node-1"]
+    assert History(open_storage(str(tmp_path)), shard=0).in_vain("preprocess") == expected
+
+
+def test_an_attempt_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    run = open_storage(str(tmp_path))
+    run.write(
+        layout.attempt(1),
+        b'{"attempt": 1, "stage": "train", "workers": [{"index": 0, "rank": 0, "address": "a:1"}], "started": 1.5}',
+    )
+    assert History(run).used("train") == 1
+
+
 def test_a_pod_that_was_lost_without_a_word_has_used_its_attempt(tmp_path: Path) -> None:
     run = open_storage(str(tmp_path))
     History(run, shard=3).open(1, "preprocess", [])

@@ -21,6 +21,7 @@ from deepfake_detector.supervisor.policy import (
     Stop,
     Worker,
 )
+from deepfake_detector.supervisor.where import Where
 
 W0 = Worker(0, "10.0.0.1", 2222)
 W1 = Worker(1, "10.0.0.2", 2222)
@@ -106,6 +107,20 @@ def test_attempts_are_bounded_over_restarts_of_the_keeper() -> None:
     assert finish.status == EXIT_PERMANENT
     assert finish.message.startswith("3 attempts: expected at most operations.attempts=3")
     assert finish.message.endswith("worker 1: killed by signal 11 (SIGSEGV)")
+
+
+@pytest.mark.parametrize(
+    ("event", "reason"),
+    [
+        pytest.param(Ended(1, 1, -9, KILLED), f"worker 1 on node-2: {KILLED}", id="ended"),
+        pytest.param(Left(1), "worker 1 on node-2: its supervisor at 10.0.0.2 is gone", id="left"),
+    ],
+)
+def test_a_reason_names_the_node(event: Event, reason: str) -> None:
+    rendezvous = Rendezvous(2, attempts=20)
+    for joined in (Joined(W0), Joined(Worker(1, "10.0.0.2", 2222, Where("train-1", "node-2")))):
+        rendezvous.handle(joined)
+    assert Close(1, reason) in rendezvous.handle(event)
 
 
 @given(

@@ -85,6 +85,7 @@ class Processes:
         # A pod inherits nothing; here credentials, paths and proxies are the user's own.
         paths = [str(self._root), *filter(None, [os.environ.get("PYTHONPATH")])]
         ours = {"PYTHONPATH": os.pathsep.join(paths), "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+        ours |= {"POD_NAME": "", "NODE_NAME": ""}  # the launcher's, if it is in a pod itself
         return {**os.environ, **ours, **job.environment}
 
     def ended(self) -> list[tuple[Job, End]]:

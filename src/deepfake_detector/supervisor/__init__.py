@@ -11,4 +11,5 @@ supervise   a training supervisor's whole life, which ends with the run's
 attend      the same for preprocessing and export, where a child has no peers
 logs        what is kept in the run of a process's output, and why it ended
 sigterm     SIGTERM, obeyed from the first line on
+where       the pod and the node that a process runs in
 """

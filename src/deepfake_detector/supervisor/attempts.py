@@ -23,9 +23,13 @@ POD_GONE = "its pod was lost, or killed with all that ran in it"
 
 
 class AttemptWorker(Document):
+    """address: of its TensorFlow process; pod, node: their names. Each is "" where there is none."""
+
     index: int
     rank: int
-    address: str
+    address: str = ""
+    pod: str = ""
+    node: str = ""
 
 
 class Attempt(Document):
@@ -71,9 +75,10 @@ class History:
         return sum(attempt.stage == stage for attempt in self._attempts)
 
     def in_vain(self, stage: Work) -> list[str]:
-        """Why the stage's attempts since its last success ended, the latest first."""
-        ended = [attempt.reason or "" for attempt in reversed(self._attempts) if attempt.stage == stage]
-        return list(itertools.takewhile(lambda reason: reason not in (EXPORTED, SHARD_DONE), ended))
+        """Why the stage's attempts since its last success ended, and on which node, the latest first."""
+        ended = (attempt for attempt in reversed(self._attempts) if attempt.stage == stage)
+        vain = itertools.takewhile(lambda attempt: attempt.reason not in (EXPORTED, SHARD_DONE), ended)
+        return [_with_node(attempt) for attempt in vain]
 
     def open(self, number: int, stage: Work, workers: list[AttemptWorker]) -> None:
         """Create the attempt's object; raises WaitError when another keeper has opened this number."""
@@ -90,3 +95,9 @@ class History:
         ended = self._attempts[-1].model_copy(update={"ended": time.time(), "reason": reason})
         self._attempts[-1] = ended
         self._run.write(layout.attempt(ended.attempt, self._shard), ended.encode())
+
+
+def _with_node(attempt: Attempt) -> str:
+    """The reason of an attempt of one process, which does not name the node itself."""
+    nodes = [worker.node for worker in attempt.workers if worker.node]
+    return f"{attempt.reason or ''}, on {nodes[0]}" if nodes else attempt.reason or ""

@@ -28,10 +28,11 @@ from deepfake_detector.core.errors import (
 )
 from deepfake_detector.stages.runs import load_config
 from deepfake_detector.supervisor import sigterm
-from deepfake_detector.supervisor.attempts import EXPORTED, SHARD_DONE, History
+from deepfake_detector.supervisor.attempts import EXPORTED, SHARD_DONE, AttemptWorker, History
 from deepfake_detector.supervisor.child import Child, End, follow
 from deepfake_detector.supervisor.logs import STORE_SECONDS, store_log, within
 from deepfake_detector.supervisor.policy import exhausted
+from deepfake_detector.supervisor.where import NOWHERE, Where
 
 log = logging.getLogger(__name__)
 FAREWELL_SECONDS = 2.0  # after SIGTERM, for the log and the reason of its end
@@ -57,6 +58,7 @@ def attend(
     command: Sequence[str],
     scratch: Path,
     environment: Mapping[str, str],
+    where: Where = NOWHERE,
 ) -> None:
     """Run `command` to its end, with its output on stderr; return when it succeeds.
 
@@ -67,24 +69,24 @@ def attend(
     status 143. To be called from the main thread: the child dies with the thread that starts it.
     """
     storage = open_storage(run)
-    history = _begin(storage, stage, index)
+    history = _begin(storage, stage, index, where)
     output = scratch / f"{stage}-{index}.log"
     with sigterm.farewell(FAREWELL_SECONDS):
         end = asyncio.run(_run(command, environment, output))
-        within(STORE_SECONDS, functools.partial(_conclude, storage, stage, index, history, output, end))
+        within(STORE_SECONDS, functools.partial(_conclude, storage, stage, index, where, history, output, end))
         sigterm.leave()
     if end.status != EXIT_OK:
         raise _error(end)
 
 
-def _begin(run: Storage, stage: Literal["preprocess", "export"], index: int) -> History:
+def _begin(run: Storage, stage: Literal["preprocess", "export"], index: int, where: Where) -> History:
     """The attempts so far, with a new one; raises AttemptsError where no more are allowed."""
     history = History(run, shard=index if stage == "preprocess" else None)
     vain, limit = history.in_vain(stage), _allowed(run)
     if limit is not None and len(vain) >= limit:
         whose = f"shard {index}" if stage == "preprocess" else "the export"
         raise AttemptsError(exhausted(len(vain), limit, _in_words(vain), whose))
-    history.open(history.last + 1, stage, [])
+    history.open(history.last + 1, stage, [AttemptWorker(index=index, rank=0, pod=where.pod, node=where.node)])
     return history
 
 
@@ -109,11 +111,11 @@ async def _run(command: Sequence[str], environment: Mapping[str, str], output: P
         return await child.wait()
 
 
-def _conclude(run: Storage, stage: str, index: int, history: History, output: Path, end: End) -> None:
+def _conclude(run: Storage, stage: str, index: int, where: Where, history: History, output: Path, end: End) -> None:
     """Keep why it ended; where storage is away, that it has begun is there already."""
     succeeded = end.status == EXIT_OK and not sigterm.asked()
     if not succeeded:
-        store_log(run, layout.log(stage, index, history.last), output, f"{stage} {index}", end)
+        store_log(run, layout.log(stage, index, history.last), output, where.of(f"{stage} {index}"), end)
     exporting = stage == "export"  # told apart from training's attempts, among which it is
     try:
         if succeeded:

@@ -31,6 +31,7 @@ from deepfake_detector.supervisor.policy import (
     Stop,
     Worker,
 )
+from deepfake_detector.supervisor.where import Where
 
 log = logging.getLogger(__name__)
 FAREWELL_SECONDS = 5.0  # how long the last message may take to leave
@@ -126,7 +127,13 @@ class Keeper:
             match action:
                 case Open(attempt, workers):
                     places = [
-                        AttemptWorker(index=worker.index, rank=rank, address=worker.address(attempt))
+                        AttemptWorker(
+                            index=worker.index,
+                            rank=rank,
+                            address=worker.address(attempt),
+                            pod=worker.where.pod,
+                            node=worker.where.node,
+                        )
                         for rank, worker in enumerate(workers)
                     ]
                     await asyncio.to_thread(self._history.open, attempt, "train", places)
@@ -172,9 +179,16 @@ class Keeper:
 
     def _registration(self, message: wire.Message | None) -> Worker | None:
         match message:
-            case {"type": "register", "run": self._run.uri, "index": int(i), "host": str(host), "base_port": int(port)}:
-                if 0 <= i < len(self._peers):
-                    return Worker(i, host, port)
+            case {
+                "type": "register",
+                "run": self._run.uri,
+                "index": int(index),
+                "host": str(host),
+                "base_port": int(port),
+                "pod": str(pod),
+                "node": str(node),
+            } if 0 <= index < len(self._peers):
+                return Worker(index, host, port, Where(pod, node))
         log.warning("a connection was refused: expected a supervisor of %s, got %s", self._run.uri, message)
         return None
 

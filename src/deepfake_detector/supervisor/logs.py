@@ -16,6 +16,7 @@ from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import DetectorError
 from deepfake_detector.supervisor.child import TAIL_LINES, End, tail
+from deepfake_detector.supervisor.where import NOWHERE, Where
 
 log = logging.getLogger(__name__)
 STORE_SECONDS = 15.0  # where storage is slow or away: the work has waited for it long enough
@@ -53,7 +54,7 @@ def within(seconds: float, work: Callable[[], None]) -> bool:
 
 
 @contextlib.contextmanager
-def end_kept(run: Storage, stage: str, index: int) -> Iterator[None]:
+def end_kept(run: Storage, stage: str, index: int, where: Where = NOWHERE) -> Iterator[None]:
     """Keep in the run why this supervisor failed, with the tail of its own log; the error goes on.
 
     What children said is kept as each of them ends.
@@ -67,7 +68,8 @@ def end_kept(run: Storage, stage: str, index: int) -> Iterator[None]:
         text = own.text() if expected else f"{own.text()}\n{traceback.format_exc()}"
         reason = str(error) if expected else f"unexpected {error!r}"
         name_of = functools.partial(layout.supervisor_log, stage, index)
-        within(STORE_SECONDS, functools.partial(add_log, run, name_of, text, f"supervisor {index}", reason))
+        title = where.of(f"supervisor {index}")
+        within(STORE_SECONDS, functools.partial(add_log, run, name_of, text, title, reason))
         raise
     finally:
         logging.getLogger().removeHandler(own)

@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from deepfake_detector.adapters.process_time import process_started
@@ -21,6 +21,7 @@ from deepfake_detector.supervisor import sigterm, wire
 from deepfake_detector.supervisor.child import Child, follow
 from deepfake_detector.supervisor.keeper import Peer, read_address
 from deepfake_detector.supervisor.logs import store_log
+from deepfake_detector.supervisor.where import NOWHERE, Where
 
 log = logging.getLogger(__name__)
 CONNECT_SECONDS = 5.0  # to the welcome: an address that nobody has, or a process that is stopped, answers nothing
@@ -43,6 +44,7 @@ class Place:
     scratch: Path
     environment: Mapping[str, str]
     verbose: bool = False
+    where: Where = NOWHERE
 
 
 class Member:
@@ -146,7 +148,7 @@ class Member:
             wire.keep_alive(writer)
             place = self._place
             register = {"run": self._run.uri, "index": place.index, "host": place.host, "base_port": place.base_port}
-            wire.send(writer, {"type": "register", **register})
+            wire.send(writer, {"type": "register", **register, **asdict(place.where)})
             if await wire.receive(reader) is None:
                 raise ConnectionError("closed before the welcome")
         except BaseException:
@@ -177,7 +179,7 @@ class Member:
         if sigterm.asked():
             writer.close()  # the peers need not wait for the log
         wire.send(writer, {"type": "ended", "attempt": attempt, "status": end.status, "reason": end.reason})
-        title = f"attempt {attempt}, worker {self._place.index} with rank {rank}"
+        title = self._place.where.of(f"attempt {attempt}, worker {self._place.index} with rank {rank}")
         name = layout.log("train", self._place.index, attempt)
         upload = asyncio.create_task(asyncio.to_thread(store_log, self._run, name, child.log, title, end))
         self._uploads.add(upload)

@@ -11,17 +11,24 @@ from dataclasses import dataclass
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, EXIT_UNAVAILABLE
 from deepfake_detector.core.topology import port
 from deepfake_detector.core.waiting import Budget
+from deepfake_detector.supervisor.where import NOWHERE, Where, on
 
 COMPLETE = "training is complete"
 
 
 @dataclass(frozen=True)
 class Worker:
-    """A registered supervisor: its index, and where its children listen."""
+    """A registered supervisor: its index, where its children listen, and in which pod and on which node it is."""
 
     index: int
     host: str
     base_port: int
+    where: Where = NOWHERE
+
+    @property
+    def name(self) -> str:
+        """For people: "worker 1 on node-1"."""
+        return on(f"worker {self.index}", self.where.node)
 
     def address(self, attempt: int) -> str:
         return f"{self.host}:{port(self.base_port, attempt)}"
@@ -169,13 +176,13 @@ class Rendezvous:
         if worker is None:
             return []
         self.running.discard(index)
-        return self._fail(f"worker {index}: its supervisor at {worker.host} is gone")
+        return self._fail(f"{worker.name}: its supervisor at {worker.host} is gone")
 
     def _ended(self, event: Ended) -> list[Action]:
         if event.attempt != self.attempt or event.index not in self.running:
             return []
         self.running.discard(event.index)
-        reason = f"worker {event.index}: {event.reason}"
+        reason = f"{self.present[event.index].name}: {event.reason}"
         if event.status == EXIT_PERMANENT:
             return [Close(self.attempt, reason), *self._finish(EXIT_PERMANENT, reason)]
         if event.status == EXIT_OK:

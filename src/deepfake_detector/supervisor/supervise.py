@@ -93,7 +93,8 @@ async def _export(place: Place, run: Storage, config: Config, command: Sequence[
             await asyncio.sleep(pause)
             pause = min(2 * pause, EXPORT_PAUSE_SECONDS[1])
         number = history.last + 1
-        worker = AttemptWorker(index=place.index, rank=0, address=place.host)
+        where = place.where
+        worker = AttemptWorker(index=place.index, rank=0, address=place.host, pod=where.pod, node=where.node)
         await asyncio.to_thread(history.open, number, "export", [worker])
         end = await _export_once(place, run, command, number)
         complete = await asyncio.to_thread(run.exists, layout.DETECTOR)
@@ -108,6 +109,7 @@ async def _export_once(place: Place, run: Storage, command: Sequence[str], numbe
     child = await Child.start(command, environment, path)
     async with follow(path, place.verbose):
         end = await child.wait()
-    await asyncio.to_thread(store_log, run, layout.log("export", 0, number), path, f"attempt {number}, export", end)
+    title = place.where.of(f"attempt {number}, export")
+    await asyncio.to_thread(store_log, run, layout.log("export", 0, number), path, title, end)
     sigterm.leave()
     return end
