@@ -33,7 +33,9 @@ def test_from_doctor_to_clean(submitter: Namespace, videos: Path) -> None:
     status = submitter.run("status", "--run", RUN, "--overlay", "local", "--cluster")
     assert "complete; 3 of 3 shards done" in status.line("job preprocess-submitted-")
     logs = submitter.run("logs", "--run", RUN, "--stage", "preprocess", "--pod", "2")
-    assert logs.line(r"^== preprocess-submitted-\w+-2-\w{5}: shard 2 "), "a pod's own log"
+    assert logs.line(r"^== logs/preprocess/2/00001\.log$")
+    assert logs.line(r"^--- preprocess 2, pod preprocess-submitted-\w+-2-\w{5} on \S+: exit 0$")
+    assert "== preprocess-" not in logs.text, "the pod, which is still there, has said no more"
 
     assert submitter.submit("train", RUN, "--workers", "2", "--detach").end(SECONDS).status == 0
     stopped = submitter.run("stop", "--run", RUN)

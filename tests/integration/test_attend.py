@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from deepfake_detector.adapters.machine import memory_use
-from deepfake_detector.adapters.storage import open_storage
+from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.cluster.logs import show_logs
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.stages.runs import save_config
@@ -71,10 +72,11 @@ def pod(tmp_path: Path) -> Iterator[Pod]:
         yield pod
 
 
-def test_success_leaves_no_log(pod: Pod) -> None:
+def test_success_keeps_its_log(pod: Pod) -> None:
     pod.launch().order(0)
     status, _ = pod.end(0)
-    assert (status, pod.message(), pod.logs(), pod.reasons()) == (0, "", [], [SHARD_DONE])
+    assert (status, pod.message(), pod.logs(), pod.reasons()) == (0, "", ["preprocess 0: exit 0"], [SHARD_DONE])
+    assert pod.run.read(layout.log("preprocess", 0, 1)).startswith(b"some output\n")
 
 
 @pytest.mark.parametrize(
@@ -107,6 +109,30 @@ def test_the_childs_output_is_on_stderr(pod: Pod) -> None:
     pod.launch().order(75, "away")
     _, errors = pod.supervisors[0].communicate(timeout=PATIENCE)
     assert errors.startswith("some output\nerror: away\n")
+
+
+def test_the_lives_of_a_shard_are_shown_in_order(pod: Pod) -> None:
+    """The first is lost without a word, the second fails, the third succeeds; no pod of them is left."""
+    pod.launch(POD_NAME="pod-1", NODE_NAME="node-1")
+    pod.signal(0, signal.SIGKILL)
+    pod.launch(POD_NAME="pod-2", NODE_NAME="node-2").order(75, "away")
+    assert pod.end(0)[0] == 75
+    pod.launch(POD_NAME="pod-3", NODE_NAME="node-1").order(0)
+    assert pod.end(0)[0] == 0
+    last = ["== logs/preprocess/0/00003.log", "some output\n--- preprocess 0, pod pod-3 on node-1: exit 0"]
+    assert shown(pod.run) == ["== preprocess 0: 2 older ones, which STAGE=preprocess POD=0 shows", *last]
+    assert shown(pod.run, pod="0") == [
+        f"== preprocess 0, attempt 1, pod pod-1 on node-1: no log of it is stored ({POD_GONE})",
+        "== logs/preprocess/0/00002.log",
+        "some output\nerror: away\n\n--- preprocess 0, pod pod-2 on node-2: exit 75: away",
+        *last,
+    ]
+
+
+def shown(run: Storage, **choice: str) -> list[str]:
+    lines: list[str] = []
+    assert show_logs(None, run.uri, write=lines.append, **choice) == 0
+    return lines
 
 
 def test_sigterm_ends_both_and_is_told(pod: Pod) -> None:

@@ -109,7 +109,7 @@ def test_shards_fail_and_are_tried_again(local: Local) -> None:
     assert status == 0
     assert f"preprocess {first.rank}: exit 137: killed by signal 9 (SIGKILL); again (1 of 3)" in output
     logs = [entry.name for entry in local.run.list(f"logs/preprocess/{first.rank}/") if entry.name.endswith(".log")]
-    assert logs == [layout.log("preprocess", first.rank, 1)]
+    assert logs == [layout.log("preprocess", first.rank, number) for number in (1, 2)]
     assert local.run.read(logs[0]).endswith(b": killed by signal 9 (SIGKILL)\n")
 
 

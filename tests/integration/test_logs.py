@@ -16,7 +16,9 @@ from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.cluster import logs
 from deepfake_detector.cluster.logs import TAIL_LINES, show_logs
+from deepfake_detector.core import layout
 from deepfake_detector.core.errors import NotFoundError
+from deepfake_detector.supervisor.attempts import POD_GONE, Attempt, AttemptWorker
 from tests.integration.api_server import ApiServer
 from tests.integration.stand_in import StandIn, job, pod
 
@@ -26,7 +28,7 @@ STORED = {
     "logs/train/0/00001.log": "step 1\n--- worker 0: lost its peer\n",
     "logs/train/0/00002.log": "step 2\n--- worker 0: done\n",
     "logs/train/0/progress.json": "{}",
-    "logs/train/1/00001.log": "one\n",
+    "logs/train/1/00001.log": "one\n--- attempt 1, worker 1 with rank 1, pod train-first-0-1-abcde on node-1: exit 0\n",
     "logs/train/1/supervisor-00001.log": "gave up\n",
     "logs/preprocess/10/00001.log": "shard ten\n",
     "logs/metrics.jsonl": "{}\n",
@@ -55,7 +57,7 @@ def test_newest_of_all_after_the_pods_are_gone(run: Storage) -> None:
         "== logs/train/0/00002.log",
         "step 2\n--- worker 0: done",
         "== logs/train/1/00001.log",
-        "one",
+        STORED["logs/train/1/00001.log"].rstrip("\n"),
         "== logs/train/1/supervisor-00001.log",
         "gave up",
     ]
@@ -128,6 +130,45 @@ def test_pods(run: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     cluster.away = True
     assert len(shown(cluster, run)) == 9
     assert "pods are left out: context test: does not answer" in capsys.readouterr().err
+
+
+def test_the_last_life_is_shown_and_not_an_earlier_one(storage: Storage) -> None:
+    """Of shard 0 the log of the first pod is stored; the second was killed, and the third runs."""
+    pods = [
+        pod(storage.uri, "preprocess", 0, "Failed"),
+        pod(storage.uri, "preprocess", 0, "Failed", suffix="fghij"),
+        pod(storage.uri, "preprocess", 0, suffix="klmno"),
+    ]
+    names = [each["metadata"]["name"] for each in pods]
+    said = {name: [f"said by {name}"] for name in names}
+    first = f"--- preprocess 0, pod {names[0]} on node-1: exit 75: away"
+    storage.write("logs/preprocess/0/00001.log", first.encode())
+    for number, reason in ((1, "exit 75: away"), (2, POD_GONE), (3, None)):
+        place = AttemptWorker(index=0, rank=0, pod=names[number - 1], node="node-1")
+        attempt = Attempt(attempt=number, stage="preprocess", workers=[place], started=0.0, reason=reason)
+        storage.write(layout.attempt(number, 0), attempt.encode())
+    older = "== preprocess 0: 2 older ones, which STAGE=preprocess POD=0 shows"
+    running = [f"== {names[2]}: shard 0 runs on node-1", f"said by {names[2]}"]
+    killed = [f"== {names[1]}: shard 0 failed: Failed", f"said by {names[1]}"]
+    lost = f"== preprocess 0, attempt 2, pod {names[1]} on node-1: no log of it is stored ({POD_GONE})"
+    assert shown(StandIn(pods=pods, said=said), storage) == [older, *running]
+    assert shown(StandIn(pods=pods, said=said), storage, pod="0") == [
+        "== logs/preprocess/0/00001.log",
+        first,
+        lost,
+        *killed,
+        *running,
+    ]
+    unknown = (
+        f"== preprocess 0, attempt 3, pod {names[2]} on node-1: no log of it is stored (it runs, or was lost without"
+    )
+    assert shown(None, storage) == [older, f"{unknown} a word)"]
+
+
+def test_a_damaged_attempt_is_named_in_place_of_its_log(storage: Storage) -> None:
+    storage.write(layout.attempt(1, 0), b"{")
+    (line,) = shown(None, storage)
+    assert line.startswith(f"== {storage.uri}/{layout.attempt(1, 0)}: the document: expected a valid Attempt")
 
 
 def test_follows_replacements_until_the_job_is_over(run: Storage) -> None:

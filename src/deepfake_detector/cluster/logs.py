@@ -7,15 +7,15 @@ import re
 import sys
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.adapters.storage import Storage, open_storage
-from deepfake_detector.core.errors import EXIT_OK, ClusterError, NotFoundError
+from deepfake_detector.core.errors import EXIT_OK, ClusterError, CorruptError, NotFoundError
 from deepfake_detector.core.jobspec import is_over, run_selector
+from deepfake_detector.core.markers import decode
 from deepfake_detector.core.pods import (
     COMPONENT,
     FINISHED,
@@ -27,10 +27,13 @@ from deepfake_detector.core.pods import (
     state_of,
     subject_of,
 )
+from deepfake_detector.supervisor.attempts import Attempt
+from deepfake_detector.supervisor.where import NOWHERE, Where
 
 TAIL_LINES = 100  # of each running pod, where none was asked for by POD
 LAST_WORDS_SECONDS = 10.0  # for the rest of a pod's output to come, once it has ended, or should have
-_STORED = re.compile(r"logs/([a-z]+)/(\d+)/(?:supervisor-)?\d{5}\.log")
+_STORED = re.compile(r"logs/([a-z]+)/(\d+)/(attempts/|supervisor-|)(\d{5})\.(?:log|json)")
+_TOLD_POD = re.compile(r"\n--- [^:\n]*, pod ([^\s:]+)(?: on [^\s:]+)?: ")  # in a log's last line (supervisor/where.py)
 _POD_NAME = re.compile(r"([a-z]+)-.*-(\d+)-[a-z0-9]{5}")  # <stage>-<slug>-<hash>-<index>-<random>
 
 Write = Callable[[str], None]
@@ -67,8 +70,8 @@ def show_logs(
     follow: bool = False,
     write: Write = print,
 ) -> int:
-    """Write what the run's processes said, oldest first: of each (stage, index) the newest stored log, and running
-    pods from the cluster; with `pod` everything of it that there is.
+    """Write what the run's processes said, oldest first: of each (stage, index) the last life, as it is stored or,
+    where it runs or could not store it, from the cluster; with `pod` all of its lives.
 
     cluster: None, or one that is away: what is stored only. follow: go on with running pods, and those that replace
     them, until the run's Jobs are over. Raises NotFoundError, saying what there is, when nothing matches. Returns 0.
@@ -78,22 +81,28 @@ def show_logs(
     pods = _pods(cluster, run)
     stored = _stored(run)
     mine = [each for each in pods if wanted.takes(each)]
-    chosen = {place: names for place, names in stored.items() if wanted.takes_stored(place)}
+    chosen = {place: kept for place, kept in stored.items() if wanted.takes_stored(place)}
     if not mine and not chosen:
         raise NotFoundError(_nothing(run, wanted, pods, stored))
-    for place, names in sorted(chosen.items()):
-        _write_stored(run, place, names, everything=bool(pod), write=write)
+    at_work = {_place(each) for each in mine if phase_of(each) not in FINISHED}
+    told: set[str] = set()
+    for place, kept in sorted(chosen.items()):
+        told |= _write_stored(run, place, kept, everything=bool(pod), at_work=place in at_work, write=write)
     if cluster is None:
         return EXIT_OK
-    # What an ended pod said is stored, unless it could not reach the bucket: then its own log is all there is.
+    # What an ended pod said is stored, unless it was killed or could not reach the bucket: its own log is all then.
     ended = [each for each in mine if phase_of(each) in FINISHED]
-    unstored = [each for each in ended if (_stage(each), index_of(each)) not in chosen]
+    last = {_place(each): name_of(each) for each in mine}.values()
+    for each in ended:
+        if name_of(each) not in told and (pod or name_of(each) in last):
+            _write_pod(cluster, each, None if pod else TAIL_LINES, write)
     jobs = [job for job in cluster.jobs(run_selector(run.uri)) if wanted.takes_job(job)] if follow else []
     if not all(is_over(job) for job in jobs):
         _Followed(cluster, run, wanted, jobs, ended, write).until_over()
         return EXIT_OK
-    for each in unstored + [each for each in mine if each not in ended]:
-        _write_pod(cluster, each, None if pod else TAIL_LINES, write)
+    for each in mine:
+        if each not in ended:
+            _write_pod(cluster, each, None if pod else TAIL_LINES, write)
     return EXIT_OK
 
 
@@ -101,36 +110,77 @@ def _pods(cluster: Cluster | None, run: Storage) -> list[dict[str, Any]]:
     if cluster is None:
         return []
     try:
-        return sorted(cluster.pods(run_selector(run.uri)), key=lambda pod: (_stage(pod), index_of(pod), created(pod)))
+        return sorted(cluster.pods(run_selector(run.uri)), key=lambda pod: (*_place(pod), created(pod)))
     except ClusterError as error:
         print(f"pods are left out: {error}", file=sys.stderr)
         return []
 
 
-def _stored(run: Storage) -> dict[Place, list[str]]:
-    """Names of stored logs by stage and index, oldest first."""
-    found = defaultdict(list)
+@dataclass(frozen=True)
+class _Kept:
+    """Names of what is stored of one place, by number and so oldest first.
+
+    logs: of its children, one for each life; supervisors: logs of those that failed. attempts: of a shard, all of its
+    lives, also those that ended before they could store a log.
+    """
+
+    logs: dict[int, str] = field(default_factory=dict)
+    supervisors: dict[int, str] = field(default_factory=dict)
+    attempts: dict[int, str] = field(default_factory=dict)
+
+
+def _stored(run: Storage) -> dict[Place, _Kept]:
+    found: dict[Place, _Kept] = defaultdict(_Kept)
     for entry in run.list("logs/"):
         if match := _STORED.fullmatch(entry.name):
-            found[match[1], int(match[2])].append(entry.name)
+            kept = found[match[1], int(match[2])]
+            names = {"attempts/": kept.attempts, "supervisor-": kept.supervisors, "": kept.logs}[match[3]]
+            names[int(match[4])] = entry.name
     return dict(found)
 
 
-def _write_stored(run: Storage, place: Place, names: Sequence[str], *, everything: bool, write: Write) -> None:
+def _write_stored(
+    run: Storage, place: Place, kept: _Kept, *, everything: bool, at_work: bool, write: Write
+) -> set[str]:
+    """Write the last life, or everything; returns the names of the pods that it was said in.
+
+    at_work: a pod of this place is there, which tells of the last life itself where no log of it is stored.
+    """
     stage, index = place
-    shown = list(names) if everything else _newest(names)
-    if older := len(names) - len(shown):
+    lives, supervisors = sorted({*kept.logs, *kept.attempts}), sorted(kept.supervisors)
+    shown, failed = (lives, supervisors) if everything else (lives[-1:], supervisors[-1:])
+    if older := len(lives) + len(supervisors) - len(shown) - len(failed):
         write(f"== {stage} {index}: {older} older ones, which STAGE={stage} POD={index} shows")
-    for name in shown:
-        write(f"== {name}")
-        with suppress(NotFoundError):  # removed since
-            write(run.read(name).decode(errors="replace").rstrip("\n"))
+    told: set[str] = set()
+    for number in shown:
+        if number in kept.logs:
+            told |= _write_log(run, kept.logs[number], write)
+        elif not at_work or number != lives[-1]:
+            write(f"== {_unlogged(run, place, kept.attempts[number])}")
+    for number in failed:
+        told |= _write_log(run, kept.supervisors[number], write)
+    return told
 
 
-def _newest(names: Sequence[str]) -> list[str]:
-    """The last of the children's logs, and the last of the supervisor's."""
-    of = {"supervisor" if "/supervisor-" in name else "child": name for name in names}
-    return sorted(of.values())
+def _write_log(run: Storage, name: str, write: Write) -> set[str]:
+    write(f"== {name}")
+    try:
+        text = run.read(name).decode(errors="replace")
+    except NotFoundError:  # removed since
+        return set()
+    write(text.rstrip("\n"))
+    return set(_TOLD_POD.findall(f"\n{text}")[-1:])
+
+
+def _unlogged(run: Storage, place: Place, name: str) -> str:
+    """A life of a shard that left no log, in words."""
+    try:
+        attempt = decode(Attempt, run.read(name), f"{run.uri}/{name}")
+    except (CorruptError, NotFoundError) as error:
+        return str(error)
+    where = [Where(worker.pod, worker.node) for worker in attempt.workers] or [NOWHERE]
+    title = where[0].of(f"{place[0]} {place[1]}, attempt {attempt.attempt}")
+    return f"{title}: no log of it is stored ({attempt.reason or 'it runs, or was lost without a word'})"
 
 
 def _write_pod(cluster: Cluster, pod: Manifest, tail_lines: int | None, write: Write) -> None:
@@ -142,9 +192,9 @@ def _write_pod(cluster: Cluster, pod: Manifest, tail_lines: int | None, write: W
         write(f"(no output: {error})")
 
 
-def _nothing(run: Storage, wanted: Wanted, pods: Sequence[Manifest], stored: Mapping[Place, Sequence[str]]) -> str:
+def _nothing(run: Storage, wanted: Wanted, pods: Sequence[Manifest], stored: Iterable[Place]) -> str:
     asked = ", ".join(f"{name} {value!r}" for name, value in (("stage", wanted.stage), ("pod", wanted.pod)) if value)
-    places = sorted({*stored, *((_stage(pod), index_of(pod)) for pod in pods)})
+    places = sorted({*stored, *(_place(pod) for pod in pods)})
     if not places:
         return f"{run.uri}: no logs yet, and no pods: expected a run that was submitted"
     by_stage = defaultdict(list)
@@ -152,6 +202,10 @@ def _nothing(run: Storage, wanted: Wanted, pods: Sequence[Manifest], stored: Map
         by_stage[stage].append(str(index))
     there = "; ".join(f"{stage} {', '.join(indexes)}" for stage, indexes in by_stage.items())
     return f"{run.uri}: no logs of {asked}: expected one of {there} (STAGE=stage POD=index)"
+
+
+def _place(pod: Manifest) -> Place:
+    return _stage(pod), index_of(pod)
 
 
 def _stage(manifest: Manifest) -> str:

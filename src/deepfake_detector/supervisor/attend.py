@@ -1,4 +1,4 @@
-"""The parent of one working process in a pod that has no peers: it counts its attempts, and keeps why each ended.
+"""The parent of one working process in a pod that has no peers: it counts its attempts, and keeps how each ended.
 
 Kubernetes does not count a pod that obeyed SIGTERM, or that was evicted or lost with its node: the Job's policy ignores
 those, or a spot node would fail the work. But a shard whose pods outgrow their scratch volume is evicted each time, and
@@ -64,9 +64,9 @@ def attend(
 
     run: URI of the run. scratch: a folder on local disk. environment: the child's. Raises AttemptsError where
     operations.attempts of this shard, or of the export, ended in vain; StorageError and ConfigError where the bucket
-    can't be used; ChildError with the child's error and status, 128 + n for signal n, 75 where it ran out of memory:
-    the tail of its output is then in RUN/logs/<stage>/<index>/<attempt>.log. After SIGTERM this process ends with
-    status 143. To be called from the main thread: the child dies with the thread that starts it.
+    can't be used; ChildError with the child's error and status, 128 + n for signal n, 75 where it ran out of memory.
+    However it ends, the tail of its output is then in RUN/logs/<stage>/<index>/<attempt>.log. After SIGTERM this
+    process ends with status 143. To be called from the main thread: the child dies with the thread that starts it.
     """
     storage = open_storage(run)
     history = _begin(storage, stage, index, where)
@@ -112,10 +112,9 @@ async def _run(command: Sequence[str], environment: Mapping[str, str], output: P
 
 
 def _conclude(run: Storage, stage: str, index: int, where: Where, history: History, output: Path, end: End) -> None:
-    """Keep why it ended; where storage is away, that it has begun is there already."""
+    """Keep what it said and why it ended; where storage is away, that it has begun is there already."""
     succeeded = end.status == EXIT_OK and not sigterm.asked()
-    if not succeeded:
-        store_log(run, layout.log(stage, index, history.last), output, where.of(f"{stage} {index}"), end)
+    store_log(run, layout.log(stage, index, history.last), output, where.of(f"{stage} {index}"), end)
     exporting = stage == "export"  # told apart from training's attempts, among which it is
     try:
         if succeeded:
