@@ -21,7 +21,7 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.stages.runs import save_config
 from deepfake_detector.supervisor import sigterm
-from deepfake_detector.supervisor.attempts import POD_GONE, SHARD_DONE, Attempt, History
+from deepfake_detector.supervisor.attempts import EXPORTED, POD_GONE, SHARD_DONE, STOPPED, Attempt, History
 from tests.integration.director import PATIENCE, ROOT, FakeWorker, Stage
 from tests.integration.forked import Forked
 from tests.integration.gcs_server import GcsServer
@@ -158,7 +158,7 @@ def test_sigterm_is_obeyed_when_storage_answers_no_more(pod: Pod, gcs_server: Gc
     """Nothing can be told: the child is ended all the same, and its attempt was counted when it began."""
     pod.run = open_storage(f"{gcs_bucket}/run")
     save_config(pod.run, Config(), {}, "")
-    child = pod.launch(RUN=pod.run.uri)
+    child = pod.launch(RUN=pod.run.uri, POD_NAME="pod-1")
     with gcs_server.silent():
         assert pod.signal(0, signal.SIGTERM) == 143
         child.wait_gone()
@@ -177,22 +177,41 @@ def test_attempts_are_bounded_whatever_ended_them(tmp_path: Path, module: str, s
     """Kubernetes counts none of the first two: SIGTERM, as by spot nodes, and a pod that is lost without a word."""
     with Pod(tmp_path, settings={"operations.attempts": 3}) as pod:
         command = FAKE_PREPROCESS if module == "preprocess" else FAKE_EXPORT
-        pod.launch(command)
+        pod.launch(command, POD_NAME="pod-1")
         assert pod.signal(0, signal.SIGTERM) == 143
-        pod.launch(command)
+        pod.launch(command, POD_NAME="pod-2")
         assert pod.signal(0, signal.SIGKILL) == -9
-        pod.launch(command).order(75, "gs://b: away")
+        pod.launch(command, POD_NAME="pod-3").order(75, "gs://b: away")
         assert pod.end(0)[0] == 75
         pod.begin(command)
         last = "exit 75: gs://b: away" if shard == 0 else "export: exit 75: gs://b: away"
         told = sigterm.SAID if shard == 0 else f"export: {sigterm.SAID}"
         line = (
-            f"3 attempts of {whose}: expected at most operations.attempts=3 over the run (raise it to go on); the last "
-            f"ended with {last}, before that {POD_GONE}, before that {told}"
+            f"3 attempts of {whose}: expected at most operations.attempts=3 without success (raise it to go on); the "
+            f"last ended with {last}, before that {POD_GONE}, before that {told}"
         )
         assert pod.end(0) == (78, f"error: {line}")
         assert pod.message() == f"{line}\n"
         assert pod.reasons(shard) == [told, POD_GONE, last], "a refusal is no attempt"
+
+
+@pytest.mark.parametrize(
+    ("command", "shard", "done"),
+    [
+        pytest.param(FAKE_PREPROCESS, 0, SHARD_DONE, id="a shard"),
+        pytest.param(FAKE_EXPORT, None, EXPORTED, id="export"),
+    ],
+)
+def test_what_a_person_stops_is_no_attempt(tmp_path: Path, command: str, shard: int | None, done: str) -> None:
+    """Ctrl-C on one machine, where the launcher sends SIGTERM, and SIGKILL to what does not obey."""
+    with Pod(tmp_path, settings={"operations.attempts": 1}) as pod:
+        pod.launch(command)
+        assert pod.signal(0, signal.SIGTERM) == 143
+        pod.launch(command)
+        assert pod.signal(0, signal.SIGKILL) == -9
+        pod.launch(command).order(0)
+        assert pod.end(0)[0] == 0
+        assert pod.reasons(shard) == [STOPPED, STOPPED, done]
 
 
 def test_the_pod_and_its_node_are_kept(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import EXIT_UNAVAILABLE
 from deepfake_detector.supervisor import sigterm
+from deepfake_detector.supervisor.attempts import STOPPED
 from jobs.train import main
 from tests.integration.director import FakeWorker, Stage
 
@@ -162,11 +163,50 @@ def test_attempts_are_counted_over_restarts(tmp_path: Path) -> None:
         second = stage.cast()
         second[1].order(75, "storage was away")
         second[0].wait_gone()
-        said = "2 attempts: expected at most operations.attempts=2 over the run (raise it to go on); "
+        said = "2 attempts of training: expected at most operations.attempts=2 over the run (raise it to go on); "
         said += "the last ended with worker 1: exit 75: storage was away"
         assert [stage.end(index) for index in (0, 1)] == [(78, f"error: {said}")] * 2
         stage.start(0)
         assert stage.end(0) == (78, f"error: {said}")
+
+
+def test_attempts_of_the_export_are_counted_by_themselves(tmp_path: Path) -> None:
+    with Stage(tmp_path, settings={"operations.attempts": 2}) as stage:
+        stage.run.write(layout.TRAINED, b"{}")
+        stage.start(0)
+        for _ in range(2):
+            [export] = stage.cast(1)
+            export.order(1, "no space left")
+        said = "2 attempts of the export: expected at most operations.attempts=2 without success (raise it to go on); "
+        said += "the last ended with export: exit 1: no space left (2 times)"
+        assert stage.end(0) == (78, f"error: {said}")
+
+
+def test_what_a_person_stops_is_no_attempt(tmp_path: Path) -> None:
+    """Ctrl-C on one machine, where the launcher sends SIGTERM; once more than there are attempts."""
+    with Stage(tmp_path, settings={"operations.attempts": 2}) as stage:
+        stage.start(1)
+        for _ in range(2):
+            stage.start(0)
+            children = stage.cast()
+            assert stage.signal(0, signal.SIGTERM) == 143
+            for child in children:
+                child.wait_gone()
+        stage.start(0)
+        finish(stage, stage.cast())
+        assert stage.reasons() == [STOPPED, STOPPED, *DONE]
+
+
+def test_a_pod_that_is_told_to_end_has_used_its_attempt(tmp_path: Path) -> None:
+    """Kubernetes does not count it: a spot node on which training never gets on would be taken again for ever."""
+    with Stage(tmp_path, settings={"operations.attempts": 2}) as stage:
+        stage.start(1)
+        stage.start(0, POD_NAME="train-0", NODE_NAME="node-1")
+        children = stage.cast()
+        assert stage.signal(0, signal.SIGTERM) == 143
+        for child in children:
+            child.wait_gone()
+        assert stage.reasons() == ["worker 0 on node-1: its supervisor at 127.0.0.1 is gone"]
 
 
 def test_workers_are_named_with_their_pods_and_nodes(stage: Stage) -> None:

@@ -7,7 +7,7 @@ import pytest
 from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import CorruptError, WaitError
-from deepfake_detector.supervisor.attempts import POD_GONE, SHARD_DONE, AttemptWorker, History
+from deepfake_detector.supervisor.attempts import POD_GONE, SHARD_DONE, STOPPED, AttemptWorker, History
 
 WORKERS = [AttemptWorker(index=0, rank=0, address="127.0.0.1:2223")]
 
@@ -76,3 +76,23 @@ def test_a_pod_that_was_lost_without_a_word_has_used_its_attempt(tmp_path: Path)
     run = open_storage(str(tmp_path))
     History(run, shard=3).open(1, "preprocess", [])
     assert History(run, shard=3).in_vain("preprocess") == [POD_GONE]
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason", "counted"),
+    [pytest.param("preprocess-0", POD_GONE, [POD_GONE], id="pod"), pytest.param("", STOPPED, [], id="one machine")],
+)
+def test_who_ended_without_a_word(tmp_path: Path, pod: str, reason: str, counted: list[str]) -> None:
+    run = open_storage(str(tmp_path))
+    History(run, shard=0).open(1, "preprocess", [AttemptWorker(index=0, rank=0, pod=pod)])
+    history = History(run, shard=0)
+    assert (history.reason, history.in_vain("preprocess")) == (reason, counted)
+
+
+def test_what_a_person_stopped_is_no_attempt(tmp_path: Path) -> None:
+    history = History(open_storage(str(tmp_path)))
+    for reason in ("worker 0: exit 75: away", STOPPED):
+        history.open(history.last + 1, "train", WORKERS)
+        history.close(reason)
+    assert history.used("train") == 1
+    assert history.in_vain("train") == ["worker 0: exit 75: away"]

@@ -105,7 +105,7 @@ def test_attempts_are_bounded_over_restarts_of_the_keeper() -> None:
     assert close == Close(8, "worker 1: killed by signal 11 (SIGSEGV)")
     assert isinstance(finish, Finish)
     assert finish.status == EXIT_PERMANENT
-    assert finish.message.startswith("3 attempts: expected at most operations.attempts=3")
+    assert finish.message.startswith("3 attempts of training: expected at most operations.attempts=3 over the run")
     assert finish.message.endswith("worker 1: killed by signal 11 (SIGSEGV)")
 
 

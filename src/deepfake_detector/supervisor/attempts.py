@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Sequence
 from typing import Literal
 
 from deepfake_detector.adapters.storage import Storage
@@ -20,6 +21,8 @@ EXPORTED = "the model is exported"
 SHARD_DONE = "the shard is done"
 KEEPER_GONE = "the supervisor that kept the rendezvous is gone"
 POD_GONE = "its pod was lost, or killed with all that ran in it"
+STOPPED = "ended with the command that ran it (Ctrl-C, a shutdown)"  # on one machine: no failure, and not counted
+REASONS = 3  # of the last attempts, told when there is none left
 
 
 class AttemptWorker(Document):
@@ -60,7 +63,7 @@ class History:
         names = [entry.name for entry in run.list(layout.attempts(shard))]
         self._attempts = [decode(Attempt, run.read(name), name) for name in names]
         if self._attempts and self._attempts[-1].reason is None:
-            self.close(KEEPER_GONE if self._attempts[-1].stage == "train" else POD_GONE)
+            self.close(_without_a_word(self._attempts[-1]))
 
     @property
     def last(self) -> int:
@@ -72,13 +75,13 @@ class History:
         return (self._attempts[-1].reason or "") if self._attempts else ""
 
     def used(self, stage: Work) -> int:
-        return sum(attempt.stage == stage for attempt in self._attempts)
+        return sum(attempt.stage == stage and attempt.reason != STOPPED for attempt in self._attempts)
 
     def in_vain(self, stage: Work) -> list[str]:
         """Why the stage's attempts since its last success ended, and on which node, the latest first."""
         ended = (attempt for attempt in reversed(self._attempts) if attempt.stage == stage)
         vain = itertools.takewhile(lambda attempt: attempt.reason not in (EXPORTED, SHARD_DONE), ended)
-        return [_with_node(attempt) for attempt in vain]
+        return [_with_node(attempt) for attempt in vain if attempt.reason != STOPPED]
 
     def open(self, number: int, stage: Work, workers: list[AttemptWorker]) -> None:
         """Create the attempt's object; raises WaitError when another keeper has opened this number."""
@@ -101,3 +104,18 @@ def _with_node(attempt: Attempt) -> str:
     """The reason of an attempt of one process, which does not name the node itself."""
     nodes = [worker.node for worker in attempt.workers if worker.node]
     return f"{attempt.reason or ''}, on {nodes[0]}" if nodes else attempt.reason or ""
+
+
+def _without_a_word(attempt: Attempt) -> str:
+    """Why an attempt ended whose end nobody recorded."""
+    if attempt.stage == "train":
+        return KEEPER_GONE
+    on_one_machine = attempt.workers and not any(worker.pod for worker in attempt.workers)
+    return STOPPED if on_one_machine else POD_GONE
+
+
+def in_words(reasons: Sequence[str]) -> str:
+    """The last few, equal ones in a row as one: "SIGTERM (3 times), before that exit 75: away"."""
+    groups = [(reason, len(list(same))) for reason, same in itertools.groupby(reasons)]
+    told = [f"{reason} ({times} times)" if times > 1 else reason for reason, times in groups[:REASONS]]
+    return ", before that ".join(told)

@@ -3,14 +3,14 @@
 Kubernetes does not count a pod that obeyed SIGTERM, or that was evicted or lost with its node: the Job's policy ignores
 those, or a spot node would fail the work. But a shard whose pods outgrow their scratch volume is evicted each time, and
 one that takes longer than any spot node lives is never done. So every life counts here, by operations.attempts, as in
-training; it is written down before the child starts, since an evicted pod has a second or less for its last words.
+training; it is written down before the child starts, since an evicted pod has a second or less for its last words. On
+one machine nothing but the person and the launcher sends SIGTERM: that does not count.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import itertools
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,15 +28,14 @@ from deepfake_detector.core.errors import (
 )
 from deepfake_detector.stages.runs import load_config
 from deepfake_detector.supervisor import sigterm
-from deepfake_detector.supervisor.attempts import EXPORTED, SHARD_DONE, AttemptWorker, History
+from deepfake_detector.supervisor.attempts import EXPORTED, SHARD_DONE, STOPPED, AttemptWorker, History, in_words
 from deepfake_detector.supervisor.child import Child, End, follow
 from deepfake_detector.supervisor.logs import STORE_SECONDS, store_log, within
-from deepfake_detector.supervisor.policy import exhausted
+from deepfake_detector.supervisor.policy import WITHOUT_SUCCESS, exhausted
 from deepfake_detector.supervisor.where import NOWHERE, Where
 
 log = logging.getLogger(__name__)
 FAREWELL_SECONDS = 2.0  # after SIGTERM, for the log and the reason of its end
-REASONS = 3  # of the last attempts, told when there is none left
 
 
 class AttemptsError(DetectorError):
@@ -85,7 +84,7 @@ def _begin(run: Storage, stage: Literal["preprocess", "export"], index: int, whe
     vain, limit = history.in_vain(stage), _allowed(run)
     if limit is not None and len(vain) >= limit:
         whose = f"shard {index}" if stage == "preprocess" else "the export"
-        raise AttemptsError(exhausted(len(vain), limit, _in_words(vain), whose))
+        raise AttemptsError(exhausted(len(vain), limit, in_words(vain), whose, WITHOUT_SUCCESS))
     history.open(history.last + 1, stage, [AttemptWorker(index=index, rank=0, pod=where.pod, node=where.node)])
     return history
 
@@ -96,13 +95,6 @@ def _allowed(run: Storage) -> int | None:
         return load_config(run).operations.attempts
     except (ConfigError, CorruptError, NotFoundError):
         return None
-
-
-def _in_words(reasons: Sequence[str]) -> str:
-    """The last few, equal ones in a row as one: "SIGTERM (3 times), before that exit 75: away"."""
-    groups = [(reason, len(list(same))) for reason, same in itertools.groupby(reasons)]
-    told = [f"{reason} ({times} times)" if times > 1 else reason for reason, times in groups[:REASONS]]
-    return ", before that ".join(told)
 
 
 async def _run(command: Sequence[str], environment: Mapping[str, str], output: Path) -> End:
@@ -119,6 +111,8 @@ def _conclude(run: Storage, stage: str, index: int, where: Where, history: Histo
     try:
         if succeeded:
             history.close(EXPORTED if exporting else SHARD_DONE)
+        elif sigterm.asked() and not where.pod:  # by a person: see STOPPED
+            history.close(STOPPED)
         else:
             history.close(f"export: {end.reason}" if exporting else end.reason)
     except DetectorError as error:

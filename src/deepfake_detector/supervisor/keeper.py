@@ -13,8 +13,8 @@ from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import EXIT_UNAVAILABLE, DetectorError, NotFoundError, PeerError, WaitError
 from deepfake_detector.core.waiting import workers_missing
-from deepfake_detector.supervisor import wire
-from deepfake_detector.supervisor.attempts import AttemptWorker, History
+from deepfake_detector.supervisor import sigterm, wire
+from deepfake_detector.supervisor.attempts import STOPPED, AttemptWorker, History
 from deepfake_detector.supervisor.policy import (
     Action,
     Close,
@@ -65,10 +65,13 @@ def read_address(run: Storage) -> Peer | None:
 
 
 class Keeper:
-    """Keeps the rendezvous of a run for as long as training lasts. patience: seconds to wait for a worker."""
+    """Keeps the rendezvous of a run for as long as training lasts.
+
+    patience: seconds to wait for a worker. in_pod: else SIGTERM is a person's, who goes on later, and no failure.
+    """
 
     def __init__(
-        self, run: Storage, history: History, peers: Sequence[Peer], *, attempts: int, patience: float
+        self, run: Storage, history: History, peers: Sequence[Peer], *, attempts: int, patience: float, in_pod: bool
     ) -> None:
         self._run = run
         self._history = history
@@ -79,6 +82,9 @@ class Keeper:
         self._links: dict[int, asyncio.StreamWriter] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._finish: Finish | None = None
+        self._in_pod = in_pod
+        self._settled = asyncio.Event()
+        self._settled.set()
 
     async def run(self, host: str, port: int) -> None:
         """Listen on host:port until training is complete or can't be; every supervisor is told which.
@@ -100,6 +106,10 @@ class Keeper:
             await self._hang_up()
         if self._finish and self._finish.status == EXIT_UNAVAILABLE:
             raise PeerError(self._finish.message)
+
+    async def settled(self) -> None:
+        """Return once it is recorded why the latest attempt ended."""
+        await self._settled.wait()
 
     async def _tell_address(self, here: Peer) -> None:
         """Beside the rendezvous' own work: the address is a hint, without which the others wait for DNS to know us."""
@@ -126,6 +136,7 @@ class Keeper:
         for action in actions:
             match action:
                 case Open(attempt, workers):
+                    self._settled.clear()
                     places = [
                         AttemptWorker(
                             index=worker.index,
@@ -144,7 +155,9 @@ class Keeper:
                     self._send(index, {"type": "stop"})
                 case Close(attempt, reason):
                     log.info("attempt %d ended: %s", attempt, reason)
-                    await asyncio.to_thread(self._history.close, reason)
+                    stopped = sigterm.asked() and not self._in_pod
+                    await asyncio.to_thread(self._history.close, STOPPED if stopped else reason)
+                    self._settled.set()
                 case Finish(status, message):
                     self._finish = action
                     for index in self._links:

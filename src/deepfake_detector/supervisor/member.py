@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -48,12 +48,25 @@ class Place:
 
 
 class Member:
-    """One supervisor's part in training. patience: seconds without a rendezvous after which it gives up."""
+    """One supervisor's part in training.
 
-    def __init__(self, place: Place, run: Storage, command: Sequence[str], *, patience: float) -> None:
+    patience: seconds without a rendezvous after which it gives up. before_leaving: awaited after SIGTERM, with the
+    farewell's time for it.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        run: Storage,
+        command: Sequence[str],
+        *,
+        patience: float,
+        before_leaving: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
         self._place = place
         self._run = run
         self._command = command
+        self._before_leaving = before_leaving
         self._budget = Budget(patience)  # for a rendezvous that answers
         self._child: Child | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -186,6 +199,8 @@ class Member:
         upload.add_done_callback(self._uploads.discard)
         if sigterm.asked():
             await upload
+            if self._before_leaving:
+                await self._before_leaving()
             sigterm.leave()
 
     async def _end_child(self) -> None:

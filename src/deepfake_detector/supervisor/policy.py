@@ -14,6 +14,10 @@ from deepfake_detector.core.waiting import Budget
 from deepfake_detector.supervisor.where import NOWHERE, Where, on
 
 COMPLETE = "training is complete"
+OVER_THE_RUN, WITHOUT_SUCCESS = (
+    "over the run",
+    "without success",
+)  # what is counted: all attempts; the last ones in vain
 
 
 @dataclass(frozen=True)
@@ -216,10 +220,10 @@ class Rendezvous:
         return [Open(self.attempt, ranked), *starts]
 
 
-def exhausted(used: int, attempts: int, reason: str, whose: str = "") -> str:
-    """Why there is no further attempt. whose: "shard 3"; "": the run's training."""
+def exhausted(used: int, attempts: int, reason: str, whose: str = "training", counted: str = OVER_THE_RUN) -> str:
+    """Why there is no further attempt. whose: "shard 3"; counted: OVER_THE_RUN or WITHOUT_SUCCESS."""
     lives = "1 attempt" if used == 1 else f"{used} attempts"
     return (
-        f"{lives}{whose and f' of {whose}'}: expected at most operations.attempts={attempts} over the run (raise it to "
-        f"go on); the last ended with {reason}"
+        f"{lives} of {whose}: expected at most operations.attempts={attempts} {counted} (raise it to go on); the last "
+        f"ended with {reason}"
     )

@@ -11,12 +11,12 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import EXIT_PERMANENT, ConfigError, DetectorError
 from deepfake_detector.supervisor import sigterm
-from deepfake_detector.supervisor.attempts import EXPORTED, AttemptWorker, History
+from deepfake_detector.supervisor.attempts import EXPORTED, AttemptWorker, History, in_words
 from deepfake_detector.supervisor.child import Child, End, follow
 from deepfake_detector.supervisor.keeper import Keeper
 from deepfake_detector.supervisor.logs import store_log
 from deepfake_detector.supervisor.member import Member, Place
-from deepfake_detector.supervisor.policy import exhausted
+from deepfake_detector.supervisor.policy import WITHOUT_SUCCESS, exhausted
 
 log = logging.getLogger(__name__)
 FAREWELL_SECONDS = 0.8  # after SIGTERM, for the child's log: the pod that replaces this one waits for its end
@@ -54,15 +54,15 @@ async def _supervise(place: Place, run: Storage, config: Config, train: Sequence
 
 async def _train(place: Place, run: Storage, config: Config, command: Sequence[str]) -> None:
     patience = config.operations.rendezvous_seconds
-    member = Member(place, run, command, patience=patience)
     if place.index:
-        error = await member.run()
+        error = await Member(place, run, command, patience=patience).run()
     else:
         limit = config.operations.attempts
         history = await asyncio.to_thread(History, run)
         if history.used("train") >= limit:
             raise TrainingError(exhausted(history.used("train"), limit, history.reason))
-        keeper = Keeper(run, history, place.peers, attempts=limit, patience=patience)
+        keeper = Keeper(run, history, place.peers, attempts=limit, patience=patience, in_pod=bool(place.where.pod))
+        member = Member(place, run, command, patience=patience, before_leaving=keeper.settled)
         error = await _keep(keeper, member, place)
     if error is not None:
         raise TrainingError(error)
@@ -87,9 +87,10 @@ async def _export(place: Place, run: Storage, config: Config, command: Sequence[
     limit = config.operations.attempts
     pause = EXPORT_PAUSE_SECONDS[0]
     while not await asyncio.to_thread(run.exists, layout.DETECTOR):
-        if history.used("export") >= limit:
-            raise TrainingError(exhausted(history.used("export"), limit, history.reason))
-        if history.used("export"):
+        vain = history.in_vain("export")
+        if len(vain) >= limit:
+            raise TrainingError(exhausted(len(vain), limit, in_words(vain), "the export", WITHOUT_SUCCESS))
+        if vain:
             await asyncio.sleep(pause)
             pause = min(2 * pause, EXPORT_PAUSE_SECONDS[1])
         number = history.last + 1
