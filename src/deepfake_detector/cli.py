@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import io
 import logging
 import os
@@ -12,10 +13,14 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deepfake_detector import __version__
 from deepfake_detector.cluster.commands import add_commands, cluster_flags, connect, reach
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, ConfigError, DetectorError
+
+if TYPE_CHECKING:
+    from deepfake_detector.adapters.storage import Storage
 
 Command = Callable[[argparse.Namespace], int]
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as a shell has it
@@ -56,10 +61,7 @@ def _failures_told(work: Callable[[], int], debug: bool) -> int:
     try:
         return work()
     except DetectorError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
+        return _tell(error, debug)
     except KeyboardInterrupt:
         print("stopped: the same command again goes on from here", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -68,6 +70,28 @@ def _failures_told(work: Callable[[], int], debug: bool) -> int:
             raise
         print(f"error: unexpected {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         return 1
+
+
+def _tell(error: DetectorError, debug: bool) -> int:
+    """Returns its exit status."""
+    if debug:
+        traceback.print_exception(error)
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_status
+
+
+def _all_told(parts: Sequence[Callable[[], None]], debug: bool) -> int:
+    """Do every part, whatever became of those before it; their failures are told after all of them, equal ones once.
+
+    Returns the exit status of the last failure.
+    """
+    failures: dict[str, DetectorError] = {}
+    for part in parts:
+        try:
+            part()
+        except DetectorError as error:
+            failures.setdefault(str(error), error)
+    return [EXIT_OK, *(_tell(failure, debug) for failure in failures.values())][-1]
 
 
 def _reader_is_gone() -> bool:
@@ -162,29 +186,26 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def _status(arguments: argparse.Namespace) -> int:
     from deepfake_detector.adapters.storage import open_storage
-    from deepfake_detector.stages.status import read_status, to_text
 
     run = open_storage(arguments.run)
-    failures: list[DetectorError] = []
-    try:
-        with reach(arguments, arguments.run):
-            status = read_status(run)
-            print(status.encode().decode() if arguments.json else to_text(status))
-    except DetectorError as error:  # what the pods do may say why
-        failures.append(error)
-    if arguments.cluster and not arguments.json:
-        from deepfake_detector.cluster.status import pods_in_words
+    parts = [functools.partial(_print_status, arguments, run)]
+    if arguments.cluster and not arguments.json:  # what the pods do may say why the run can't be read
+        parts.append(functools.partial(_print_pods, arguments, run))
+    return _all_told(parts, arguments.debug)
 
-        try:
-            print(pods_in_words(connect(arguments), run.uri), flush=True)
-        except DetectorError as error:
-            failures.append(error)
-    if not failures:
-        return EXIT_OK
-    for failure in failures[:-1]:
-        if str(failure) != str(failures[-1]):
-            print(f"error: {failure}", file=sys.stderr)
-    raise failures[-1]
+
+def _print_status(arguments: argparse.Namespace, run: Storage) -> None:
+    from deepfake_detector.stages.status import read_status, to_text
+
+    with reach(arguments, arguments.run):
+        status = read_status(run)
+    print(status.encode().decode() if arguments.json else to_text(status))
+
+
+def _print_pods(arguments: argparse.Namespace, run: Storage) -> None:
+    from deepfake_detector.cluster.status import pods_in_words
+
+    print(pods_in_words(connect(arguments), run.uri), flush=True)
 
 
 def _pull(arguments: argparse.Namespace) -> int:

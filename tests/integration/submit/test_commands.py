@@ -105,6 +105,16 @@ def test_status_tells_of_both_that_can_not_be_read(run, server, capsys, monkeypa
     assert second.startswith("error: context test: ")
 
 
+def test_debug_shows_where_each_of_both_failed(run, server, capsys, monkeypatch):
+    monkeypatch.setattr(kube_api, "RETRY_SECONDS", (0.01, 0.01))
+    server.close()
+    arguments = ["status", "--run", RUN, "--cluster", "--overlay", "gke", "--namespace", "mine", "--debug"]
+    assert main(arguments) == EXIT_RETRY
+    said = capsys.readouterr().err
+    for error, message in (("NotFoundError", f"{RUN}/config.json: not found"), ("ClusterAwayError", "context test: ")):
+        assert f"\ndeepfake_detector.core.errors.{error}: {message}" in said
+
+
 def test_the_command_line_stays_light():
     code = (
         "import sys\n"
