@@ -283,7 +283,7 @@ def test_videos_in_a_bucket_give_the_same_sequences(
     for path in Path(config.data.videos).rglob("*.mp4"):
         videos.upload(path, path.relative_to(config.data.videos).as_posix())
     run = open_storage(f"{gcs_bucket}/runs/a")
-    remote = override(config, {"data.videos": videos.uri}, "test")
+    remote = override(config, {"data.videos": videos.uri, "operations.decoders": 1}, "test")
     make_plan(run, remote)
     for shard in range(2):
         preprocess_shard(run, remote, shard, scratch=tmp_path / "scratch")
@@ -328,7 +328,7 @@ def test_a_killed_shard_is_made_again(finished: tuple[Storage, Config], tmp_path
     file = decode(ShardReport, copy.read(report), report).files[0].name
     copy.delete(report)
     copy.write(file, b"half a file")
-    preprocess_shard(copy, config, 0, scratch=tmp_path / "scratch")
+    preprocess_shard(copy, override(config, {"operations.decoders": 1}, "test"), 0, scratch=tmp_path / "scratch")
     assert copy.read(report) == run.read(report)
     assert copy.read(file) == run.read(file)
     assert copy.read(layout.RECORDS_SUMMARY) == run.read(layout.RECORDS_SUMMARY)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,13 @@ def add_and_die(log, metrics):
 
 RunLog.epoch = add_and_die
 main(dict(os.environ))
+"""
+ONE_AFTER_THE_OTHER = """
+import os, sys
+from jobs.train_worker import main
+
+for run in sys.argv[1:]:
+    print("STATUS", main({**os.environ, "RUN": run, "SCRATCH": f"{run}-scratch"}), file=sys.stderr)
 """
 
 
@@ -181,12 +189,40 @@ def test_two_workers_train_as_one(tmp_path: Path) -> None:
     assert trained(two).machines == trained(one).machines * 2
 
 
-def test_a_loss_that_is_not_finite_names_its_step(tmp_path: Path) -> None:
+@dataclass
+class Refused:
+    """How training ended for good: its status, its last line, and the damaged place, if any."""
+
+    status: int
+    line: str
+    place: str = ""
+
+
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Refused]:
+    """Three trainings that fail, by name; all in one process, since TensorFlow's import is most of their time."""
+    folder = tmp_path_factory.mktemp("refused")
     config = tiny(train__learning_rate=1e38, train__optimizer="sgd", model__head="mean")
-    make_run(tmp_path / "run", config, {"train": (4, 4)})
-    status, errors = end(start(tmp_path / "run"))
-    assert status == EXIT_PERMANENT
-    assert "expected a finite number (train.learning_rate=1e+38" in errors.splitlines()[-1]
+    make_run(folder / "diverging", config, {"train": (4, 4)})
+    places = {"diverging": ""}
+    for split in ("train", "validation"):
+        make_run(folder / split, tiny(train__epochs=1), {"train": (4, 4), "validation": (2, 2)})
+        places[split] = damage(folder / split, split)
+    process = start(folder / "all", "-c", ONE_AFTER_THE_OTHER, *(str(folder / name) for name in places))
+    status, errors = end(process)
+    assert status == 0, errors
+    lines = errors.splitlines()
+    ends = [number for number, line in enumerate(lines) if line.startswith("STATUS ")]
+    assert len(ends) == len(places), errors
+    return {
+        name: Refused(int(lines[number].split()[1]), lines[number - 1], place)
+        for number, (name, place) in zip(ends, places.items(), strict=True)
+    }
+
+
+def test_a_loss_that_is_not_finite_names_its_step(refused: dict[str, Refused]) -> None:
+    assert refused["diverging"].status == EXIT_PERMANENT
+    assert "expected a finite number (train.learning_rate=1e+38" in refused["diverging"].line
 
 
 def test_a_peer_that_never_comes_ends_the_worker(tmp_path: Path) -> None:
@@ -210,12 +246,9 @@ def damage(folder: Path, split: str) -> str:
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_a_damaged_record_ends_training_for_good(tmp_path: Path, split: str) -> None:
-    make_run(tmp_path / "run", tiny(train__epochs=1), {"train": (4, 4), "validation": (2, 2)})
-    place = damage(tmp_path / "run", split)
-    status, errors = end(start(tmp_path / "run"))
-    assert status == EXIT_PERMANENT, errors
-    assert errors.splitlines()[-1].startswith(f"error: {place}: checksum of the payload disagrees")
+def test_a_damaged_record_ends_training_for_good(refused: dict[str, Refused], split: str) -> None:
+    assert refused[split].status == EXIT_PERMANENT
+    assert refused[split].line.startswith(f"error: {refused[split].place}: checksum of the payload disagrees")
 
 
 @pytest.mark.parametrize("name", ["RUN", "SCRATCH"])
