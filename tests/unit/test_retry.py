@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +16,7 @@ from hypothesis import strategies as st
 
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, Data, fingerprint, stage_settings
-from deepfake_detector.core.datasets import FoundVideo
+from deepfake_detector.core.datasets import Found, FoundVideo, find_videos
 from deepfake_detector.core.layout import SPLITS
 from deepfake_detector.core.markers import RecordFile, RecordsSummary, ShardReport
 from deepfake_detector.core.outcomes import Outcome, PlannedVideo, VideoOutcome
@@ -55,7 +58,7 @@ def planned(name: str, split: str = "train", group: str = "", label: int = 0) ->
 
 def outcome(key: str, what: Outcome, label: int | None = 0, split: str = "") -> VideoOutcome:
     metadata: dict[str, float | str] = {"codec": "h264"} if what is Outcome.OK else {}
-    return VideoOutcome(key=key, label=label, split=split, outcome=what, metadata=metadata)
+    return VideoOutcome(key=key, label=label, split=split, outcome=what, metadata=metadata, path=f"{key}.mp4")
 
 
 def retry_of(
@@ -120,6 +123,50 @@ def test_a_file_that_came_since_joins_its_group(fields: dict[str, object], split
     outcomes = [outcome("a", Outcome.OK), outcome("b", Outcome.OK), MISSING, outcome("y", Outcome.MISSING_FILE)]
     (came,) = retry_of(videos, outcomes, [video("x", **fields)]).videos
     assert (came.key, came.path, came.split, came.group) == ("x", "x.mp4", split, group)
+
+
+def find(*names: str, labels: Sequence[str]) -> Found:
+    """The files and a manifest, whose rows `labels` are."""
+    manifest = "\n".join(["path,label,group", *labels]).encode()
+    return find_videos({"labels.csv": len(manifest), **dict.fromkeys(names, 1)}, lambda _: manifest, "videos")
+
+
+MISSED = "one/x.mp4,fake,p"
+
+
+@pytest.mark.parametrize(
+    ("came", "labels", "tried"),
+    [
+        pytest.param(["one/x.mp4"], [MISSED], "one/x.mp4", id="alone"),
+        pytest.param(["one/x.mp4", "two/x.mp4"], [MISSED, "two/x.mp4,fake,p"], "one/x.mp4", id="with a namesake"),
+        pytest.param(["one/x.mp4", "two/b.mp4"], [MISSED, "two/b.mp4,fake,p"], "one/x.mp4", id="a planned one's too"),
+        pytest.param(["two/x.mp4"], [MISSED, "two/x.mp4,fake,p"], "", id="only a namesake"),
+        pytest.param(["two/x.mp4"], ["two/x.mp4,fake,p"], "", id="a namesake in its place"),
+    ],
+)
+def test_a_file_that_came_is_known_by_its_path(came: list[str], labels: list[str], tried: str) -> None:
+    """A key holds as much of a path as tells the files of one listing apart."""
+    there, rows = ["a.mp4", "b.mp4"], ["a.mp4,real,p", "b.mp4,fake,q"]
+    before = find(*there, labels=[*rows, MISSED])
+    splits = {"a.mp4": "test", "b.mp4": "train"}
+    videos = [
+        replace(planned(each.key, splits[each.path], each.identities[0], each.label), path=each.path)
+        for each in before.videos
+    ]
+    (lost,) = before.lost
+    found = find(*there, *came, labels=[*rows, *labels]).videos
+    retry = retry_of(videos, [*(outcome(each.key, Outcome.OK) for each in videos), lost], found)
+    expected = [(lost.key, tried, "test", "group:p")] if tried else []
+    assert [(each.key, each.path, each.split, each.group) for each in retry.videos] == expected
+    assert [each.detail for each in retry.left] == ([] if tried else [NOT_THERE])
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_a_path_is_known_in_either_form(form: Literal["NFC", "NFD"]) -> None:
+    missing = outcome("x\u00e9", Outcome.MISSING_FILE)
+    name = unicodedata.normalize(form, missing.path)
+    (came,) = retry_of([], [missing], [video("another", path=name)]).videos
+    assert (came.key, came.path) == (missing.key, name)
 
 
 def test_a_group_of_its_own_is_drawn_a_split_by_the_shares() -> None:

@@ -163,13 +163,20 @@ def _videos(present: list[Claim], keys: Mapping[str, str], listing: Listing) -> 
 
 def _lost(listing: Listing, claims: Mapping[str, Claim], keys: Mapping[str, str]) -> list[VideoOutcome]:
     missing = [
-        VideoOutcome(key=keys[path], label=claim.label, split="", outcome=Outcome.MISSING_FILE, detail=claim.where)
+        VideoOutcome(
+            key=keys[path], label=claim.label, split="", outcome=Outcome.MISSING_FILE, detail=claim.where, path=path
+        )
         for path, claim in claims.items()
         if path not in listing.sizes
     ]
     unnamed = [
         VideoOutcome(
-            key=keys[path], label=claim.label, split="", outcome=Outcome.BAD_NAME, detail=f"{path!r}: {ADDRESSABLE}"
+            key=keys[path],
+            label=claim.label,
+            split="",
+            outcome=Outcome.BAD_NAME,
+            detail=f"{path!r}: {ADDRESSABLE}",
+            path=path,
         )
         for path, claim in claims.items()
         if path in listing.sizes and not is_object_name(path)
@@ -181,6 +188,7 @@ def _lost(listing: Listing, claims: Mapping[str, Claim], keys: Mapping[str, str]
             split="",
             outcome=Outcome.UNLABELLED,
             detail=listing.misnamed.get(path, ""),
+            path=path,
         )
         for path in listing.videos
         if path not in claims and path not in listing.masks

@@ -48,13 +48,17 @@ class PlannedVideo(Video):
 
 @dataclass(frozen=True, kw_only=True)
 class VideoOutcome:
-    """One line of a shard's report. Frame counts are sums over the sequences that were kept."""
+    """One line of a shard's report, or a loss of the plan's. Frame counts are sums over the sequences that were kept.
+
+    path: relative to data.videos, of a loss of the plan's; "" where the video has a place in a plan, which tells it.
+    """
 
     key: str
     label: int | None
     split: str
     outcome: Outcome
     detail: str = ""
+    path: str = ""
     tracks: int = 0
     sequences: int = 0
     frames_sampled: int = 0

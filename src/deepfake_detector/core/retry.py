@@ -5,13 +5,15 @@ lost, and of every video the outcome of its latest round counts.
 
 Worth another try is what has a place in the plan, whatever it was lost by: a file may have been replaced, memory or
 time may suffice today, and a video that is as it was costs what it did before. So is a labelled video whose file was
-missing when the others were planned, once it is there: it joins the split of those that share a source with it, and
-stays lost where they lie in two splits. A video without a label, or with a name that no run can fetch, is left alone:
-a label given since may tie groups together that are in different splits already, which only a new plan can undo.
+missing when the others were planned, once there is one at the path where it was missed: it joins the split of those
+that share a source with it, and stays lost where they lie in two splits. A video without a label, or with a name that
+no run can fetch, is left alone: a label given since may tie groups together that are in different splits already,
+which only a new plan can undo.
 """
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +29,7 @@ NEVER_AGAIN = {
     Outcome.BAD_NAME: "the name is no path, which no run can fetch",
 }
 NOT_THERE = "still not there"
+UNPLANNED = "unplanned:"  # begins the stand-in keys of files that the run knows nothing of; no data set's name does
 BETWEEN = "shares a source with videos of different splits, or has another label now: a new RUN plans it anew"
 
 
@@ -54,6 +57,31 @@ def latest(outcomes: Iterable[VideoOutcome]) -> dict[str, VideoOutcome]:
     return {video.key: video for video in outcomes}
 
 
+def missing_files(planned: Mapping[str, PlannedVideo], outcomes: Mapping[str, VideoOutcome]) -> dict[str, VideoOutcome]:
+    """key -> outcome of the labelled videos that have no place in a plan, as their files were not there."""
+    return {
+        key: outcome
+        for key, outcome in outcomes.items()
+        if key not in planned and outcome.outcome is Outcome.MISSING_FILE and outcome.label is not None
+    }
+
+
+def arrivals(missing: Mapping[str, VideoOutcome], there: Iterable[str]) -> dict[str, str]:
+    """key -> path of the missing files that are there by now; there: paths of all files.
+
+    They are known by the paths at which they were missed: a key is made of as much of a path as tells the files of one
+    listing apart, so that another file of the same name changes it. Paths compare as `claims.Listing` does it, since
+    macOS stores decomposed names.
+    """
+    names = {name: name for name in sorted(there)}
+    composed = {unicodedata.normalize("NFC", name): name for name in names}
+    found = {
+        key: names.get(video.path) or composed.get(unicodedata.normalize("NFC", video.path))
+        for key, video in missing.items()
+    }
+    return {key: path for key, path in found.items() if path}
+
+
 def plan_retry(
     planned: Mapping[str, PlannedVideo],
     outcomes: Mapping[str, VideoOutcome],
@@ -70,20 +98,17 @@ def plan_retry(
     of its inputs.
     """
     lost = {key: outcome for key, outcome in sorted(outcomes.items()) if outcome.outcome is not Outcome.OK}
-    missing = {
-        key: outcome
-        for key, outcome in lost.items()
-        if key not in planned and outcome.outcome is Outcome.MISSING_FILE and outcome.label is not None
-    }
-    arrived = {video.key: video for video in _arrived(planned, missing, found, data)} if missing else {}
+    missing = missing_files(planned, lost)
+    came = arrivals(missing, (video.path for video in found))
+    known = _as_recorded(planned, came, found)
+    arrived = {video.key: video for video in _arrived(planned, missing, known, data)} if came else {}
     again = [arrived.get(key) or planned[key] for key in lost if key in planned or key in arrived]
     require_closed([*planned.values(), *arrived.values()], where)
     # One label after the other, so that each shard gets its part of both.
     dealt = sorted(again, key=lambda video: (video.label, video.key))
     videos = [replace(video, shard=number % shards) for number, video in enumerate(dealt)]
-    there = {video.key for video in found}
     left = [
-        replace(outcome, detail=NEVER_AGAIN.get(outcome.outcome) or (BETWEEN if key in there else NOT_THERE))
+        replace(outcome, detail=NEVER_AGAIN.get(outcome.outcome) or (BETWEEN if key in came else NOT_THERE))
         for key, outcome in lost.items()
         if key not in planned and key not in arrived
     ]
@@ -100,6 +125,15 @@ def describe(retry: Retry, outcomes: Mapping[str, VideoOutcome]) -> list[str]:
 
 def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+
+
+def _as_recorded(
+    planned: Mapping[str, PlannedVideo], came: Mapping[str, str], found: Iterable[FoundVideo]
+) -> list[FoundVideo]:
+    """What is there now, under the keys of the run."""
+    keys = {video.path: key for key, video in planned.items()} | {path: key for key, path in came.items()}
+    now = {video.key: keys.get(video.path, UNPLANNED + video.path) for video in found}
+    return [replace(video, key=now[video.key], original=now.get(video.original, video.original)) for video in found]
 
 
 def _arrived(
@@ -129,7 +163,7 @@ def _arrived(
                 group=old[0].group if old else group,
                 dataset=video.dataset,
                 method=video.method,
-                original=video.original,
+                original="" if video.original.startswith(UNPLANNED) else video.original,
                 split=split,
                 shard=0,
             )

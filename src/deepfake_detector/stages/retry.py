@@ -18,7 +18,15 @@ from deepfake_detector.core.errors import ConfigError, DataError
 from deepfake_detector.core.markers import PlanSummary
 from deepfake_detector.core.outcomes import Outcome, PlannedVideo, VideoOutcome
 from deepfake_detector.core.plan import Plan, count_videos
-from deepfake_detector.core.retry import NEVER_AGAIN, describe, latest, plan_retry, shards_for
+from deepfake_detector.core.retry import (
+    NEVER_AGAIN,
+    arrivals,
+    describe,
+    latest,
+    missing_files,
+    plan_retry,
+    shards_for,
+)
 from deepfake_detector.stages.plan import commit_plan, committed_plan, list_sizes, load_plan
 from deepfake_detector.stages.runs import has_config, load_config, records_storage
 from deepfake_detector.stages.summary import require_untrained
@@ -113,10 +121,15 @@ def _so_far(run: Storage, rounds: Sequence[Round]) -> tuple[dict[str, PlannedVid
 
 
 def _found(planned: dict[str, PlannedVideo], outcomes: dict[str, VideoOutcome], config: Config) -> Sequence[FoundVideo]:
-    """What the videos' folder holds now, and what was planned as if it were still there: its ties hold."""
-    missing = (key for key, video in outcomes.items() if video.outcome is Outcome.MISSING_FILE and key not in planned)
-    if next(missing, None) is None:
+    """What the videos' folder holds now, and what was planned as if it were still there: its ties hold.
+
+    Nothing where no missing file has come: the rest needs no second look.
+    """
+    missing = missing_files(planned, outcomes)
+    if not missing:
         return []
     videos = open_storage(config.data.videos)
-    sizes = {video.path: 0 for video in planned.values()} | list_sizes(videos)
-    return find_videos(sizes, videos.read, videos.uri).videos
+    sizes = list_sizes(videos)
+    if not arrivals(missing, sizes):
+        return []
+    return find_videos({video.path: 0 for video in planned.values()} | sizes, videos.read, videos.uri).videos
