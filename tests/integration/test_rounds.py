@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import random
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +15,7 @@ from deepfake_detector.adapters.rounds import finished_rounds, load_summary, rou
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, fingerprint, override, stage_settings
+from deepfake_detector.core.errors import DataError
 from deepfake_detector.core.markers import RecordFile, ShardReport
 from deepfake_detector.core.outcomes import Outcome, PlannedVideo, VideoOutcome
 from deepfake_detector.core.plan import require_closed
@@ -36,21 +39,28 @@ def test_any_sequence_of_rounds(shards: int, rounds: int, chance: random.Random)
     with tempfile.TemporaryDirectory() as folder:
         videos, run = Path(folder) / "videos", open_storage(f"{folder}/run")
         late = make_videos(videos)
+
+        def any_outcome() -> Outcome:
+            return chance.choice(TRIED)
+
         config = override(resolve("demo"), {"data.videos": str(videos), "data.shards": shards}, "the test")
         save_config(run, config, {})
         make_plan(run, config)
         everything = {video.key for video in [*load_plan(run)[1], *load_plan(run)[0].lost]}
-        preprocess(run, config, 0, shards, chance)
-        for number in range(1, rounds + 1):
+        preprocess(run, config, 0, shards, any_outcome)
+        for _ in range(rounds):
             if late and chance.random() < 0.5:
                 late.pop().touch()
             before, files = objects_of(run), open_records(run).files
             upcoming = next_retry(run)
+            number = len(finished_rounds(run))
             assert upcoming.number == number
             if not upcoming.shards:
-                break
+                assert any("nothing to try again" in line or "not tried again: " in line for line in upcoming.why_none)
+                continue
             assert make_retry_plan(run, config, number).shards == upcoming.shards <= shards
-            preprocess(run, config, number, upcoming.shards, chance)
+            assert load_plan(round_storage(run, number))[1], "a round has something to do"
+            preprocess(run, config, number, upcoming.shards, any_outcome)
 
             after = objects_of(run)
             assert {name: after[name] for name in before} == before
@@ -63,6 +73,30 @@ def test_any_sequence_of_rounds(shards: int, rounds: int, chance: random.Random)
             assert lost | set(won) == everything
             assert not lost & set(won)
         require_closed(planned(run).values(), "the test")
+
+
+def test_files_that_are_still_missing_make_no_round(tmp_path: Path) -> None:
+    late = make_videos(tmp_path / "videos")
+    run = open_storage(str(tmp_path / "run"))
+    config = override(resolve("demo"), {"data.videos": str(tmp_path / "videos"), "data.shards": 2}, "the test")
+    save_config(run, config, {})
+    make_plan(run, config)
+    preprocess(run, config, 0, 2, lambda: Outcome.OK)
+    upcoming = next_retry(run)
+    assert upcoming.shards == 0
+    assert upcoming.why_none == (
+        f"{run.uri}: no lost video may be tried again",
+        "  not tried again: missing_file 2 (still not there)",
+        f"  not tried again: unlabelled 1 ({NEVER_AGAIN[Outcome.UNLABELLED]})",
+    )
+    with pytest.raises(DataError, match=r"no lost video may be tried again; not tried again: missing_file 2 \(still"):
+        make_retry_plan(run, config, 1)
+    assert not list(run.list(layout.RETRIES))
+
+    late.pop().touch()
+    assert next_retry(run).shards == 2
+    assert make_retry_plan(run, config, 1).counts["train"]["fake"] <= 1
+    assert len(load_plan(round_storage(run, 1))[1]) == 1
 
 
 def make_videos(folder: Path) -> list[Path]:
@@ -82,13 +116,13 @@ def make_videos(folder: Path) -> list[Path]:
     return late
 
 
-def preprocess(run: Storage, config: Config, number: int, shards: int, chance: random.Random) -> None:
-    """The round's reports with outcomes by chance, in place of the work, and then its summary."""
+def preprocess(run: Storage, config: Config, number: int, shards: int, outcome: Callable[[], Outcome]) -> None:
+    """The round's reports with outcomes as they come, in place of the work, and then its summary."""
     place = round_storage(run, number)
     for shard in range(shards):
         assert len(finished_rounds(run)) == number
         videos = [video for video in load_plan(place)[1] if video.shard == shard]
-        report = report_of(config, shard, shards, [(video, chance.choice(TRIED)) for video in videos])
+        report = report_of(config, shard, shards, [(video, outcome()) for video in videos])
         place.write(layout.shard_report(shard, shards), report.encode())
         assert (finish(run, config, number) is None) == (shard < shards - 1)
 

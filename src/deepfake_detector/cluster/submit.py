@@ -28,7 +28,7 @@ from deepfake_detector.core.errors import EXIT_OK, ClusterError, ConfigError, Da
 from deepfake_detector.core.jobspec import Resources, cpu_limit_of, fill, retry_of, stage_job, with_resources
 from deepfake_detector.core.pods import name_of
 from deepfake_detector.stages.prepare import Cpus, settle
-from deepfake_detector.stages.retry import NextRetry, describe_gain, next_retry, nothing_to_try
+from deepfake_detector.stages.retry import NextRetry, describe_gain, next_retry
 from deepfake_detector.stages.runs import Settlement, has_begun, has_config, load_config, records_storage
 
 JobStage = Literal["preprocess", "train", "export"]
@@ -76,7 +76,7 @@ def submit(wanted: Submission, target: Target) -> int:
         run = open_storage(wanted.run)
         retry = next_retry(run) if wanted.retry_lost else None
         if retry and not retry.shards:
-            print("\n".join(nothing_to_try(run)), file=sys.stderr if wanted.dry_run else sys.stdout, flush=True)
+            print("\n".join(retry.why_none), file=sys.stderr if wanted.dry_run else sys.stdout, flush=True)
             return EXIT_OK
         propose = partial(_propose, run, wanted, cpus, retry)
         fill_in = partial(_fill, template, run, wanted, cluster.namespace, retry)

@@ -47,6 +47,11 @@ def worth_trying(summary: RecordsSummary) -> int:
     return sum(sum(labels.values()) for outcome, labels in summary.outcomes.items() if outcome not in passed_over)
 
 
+def only_missing(summary: RecordsSummary) -> bool:
+    """Whether all that a retry may try are missing files: it depends on the folder then whether it tries any."""
+    return 0 < worth_trying(summary) == sum(summary.outcomes.get(Outcome.MISSING_FILE, {}).values())
+
+
 def shards_for(summary: RecordsSummary, data: Data) -> int:
     """Shards of the retry that follows: known before its plan is made, and as many as before where there is work."""
     return min(data.shards, worth_trying(summary))
@@ -118,13 +123,23 @@ def plan_retry(
 def describe(retry: Retry, outcomes: Mapping[str, VideoOutcome]) -> list[str]:
     """Lines for people; outcomes: the latest ones before the retry."""
     again = Counter(str(outcomes[video.key].outcome) for video in retry.videos)
-    why = Counter((str(outcome.outcome), outcome.detail) for outcome in retry.left)
-    lines = [f"tried again: {_counted(again) or 'none'}"]
-    return lines + [f"not tried again: {name} {count} ({detail})" for (name, detail), count in sorted(why.items())]
+    counted = ", ".join(f"{name} {count}" for name, count in sorted(again.items()))
+    return [f"tried again: {counted or 'none'}", *describe_left(retry)]
 
 
-def _counted(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+def describe_left(retry: Retry) -> list[str]:
+    """A line for each reason why videos are left alone."""
+    return _left_alone(Counter((str(outcome.outcome), outcome.detail) for outcome in retry.left))
+
+
+def describe_never(summary: RecordsSummary) -> list[str]:
+    """As `describe_left`, of the lost videos that no retry tries."""
+    counts = {outcome: sum(summary.outcomes.get(outcome, {}).values()) for outcome in NEVER_AGAIN}
+    return _left_alone({(str(outcome), NEVER_AGAIN[outcome]): count for outcome, count in counts.items() if count})
+
+
+def _left_alone(counts: Mapping[tuple[str, str], int]) -> list[str]:
+    return [f"not tried again: {name} {count} ({detail})" for (name, detail), count in sorted(counts.items())]
 
 
 def _as_recorded(

@@ -29,7 +29,7 @@ from deepfake_detector.core.errors import (
 from deepfake_detector.core.topology import PORTS
 from deepfake_detector.display import PreprocessDisplay, TrainDisplay, describe_records
 from deepfake_detector.local.processes import Job, JobError, Processes, free_blocks, module
-from deepfake_detector.stages.retry import NextRetry, describe_gain, next_retry, nothing_to_try
+from deepfake_detector.stages.retry import NextRetry, describe_gain, next_retry
 from deepfake_detector.stages.runs import has_begun, records_storage
 from deepfake_detector.supervisor.child import End
 
@@ -83,7 +83,7 @@ def run_local(
 def _retry(run: Storage, retry: NextRetry, processes: Processes, scratch: Path, command: Sequence[str]) -> None:
     """The round that tries lost videos again, with every shard of it that has no report."""
     if not retry.shards:
-        print("\n".join(nothing_to_try(run)))
+        print("\n".join(retry.why_none))
         return
     print(f"preprocess: retry {retry.number} of lost videos in {retry.shards} shards")
     _run_round(run, retry.number, retry.shards, processes, scratch, command)

@@ -9,21 +9,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deepfake_detector.adapters.rounds import Round, finished_rounds, load_summary, read_reports, round_storage
+from deepfake_detector.adapters.rounds import Round, finished_rounds, read_reports, round_storage
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.datasets import FoundVideo, find_videos
 from deepfake_detector.core.errors import ConfigError, DataError
-from deepfake_detector.core.markers import PlanSummary
+from deepfake_detector.core.markers import PlanSummary, RecordsSummary
 from deepfake_detector.core.outcomes import Outcome, PlannedVideo, VideoOutcome
 from deepfake_detector.core.plan import Plan, count_videos
 from deepfake_detector.core.retry import (
-    NEVER_AGAIN,
+    Retry,
     arrivals,
     describe,
+    describe_left,
+    describe_never,
     latest,
     missing_files,
+    only_missing,
     plan_retry,
     shards_for,
 )
@@ -34,17 +37,22 @@ from deepfake_detector.stages.summary import require_untrained
 
 @dataclass(frozen=True)
 class NextRetry:
-    """The retry to be done now. number: from 1; shards: 0 where nothing that is lost may be tried again."""
+    """The retry to be done now.
+
+    number: from 1; shards: 0 where nothing that is lost may be tried again; why_none: lines for people that say so.
+    """
 
     number: int
     shards: int
+    why_none: tuple[str, ...] = ()
 
 
 def next_retry(run: Storage) -> NextRetry:
     """The retry that has begun and not finished, or else a new one. Writes nothing.
 
-    Raises DataError before preprocessing has finished, ConfigError when the run has no records of its own or training
-    has begun on them.
+    The videos' folder is listed only where nothing but missing files is lost. Raises DataError before preprocessing
+    has finished, ConfigError when the run has no records of its own or training has begun on them, and what
+    `make_retry_plan` raises of the folder.
     """
     records = records_storage(run) if has_config(run) else run
     if records.uri != run.uri:
@@ -63,18 +71,19 @@ def next_retry(run: Storage) -> NextRetry:
     place = round_storage(run, number)
     if place.exists(layout.PLAN):
         return NextRetry(number, committed_plan(place, config).shards)
-    return NextRetry(number, shards_for(rounds[-1].summary, config.data))
+    summary = rounds[-1].summary
+    shards, left = shards_for(summary, config.data), describe_never(summary)
+    if only_missing(summary):
+        retry, _ = _plan(run, config, rounds)
+        shards, left = shards if retry.videos else 0, describe_left(retry)
+    if shards:
+        return NextRetry(number, shards)
+    return NextRetry(number, 0, (_nothing_to_try(run, summary), *(f"  {line}" for line in left)))
 
 
-def nothing_to_try(run: Storage) -> list[str]:
-    """Lines that say why no retry is begun, where `next_retry` has no shards for one."""
-    summary = load_summary(run)
+def _nothing_to_try(run: Storage, summary: RecordsSummary) -> str:
     some = summary.outcomes.keys() - {Outcome.OK}
-    lines = [f"{run.uri}: no {'lost video may be tried again' if some else 'video is lost, nothing to try again'}"]
-    for outcome, why in NEVER_AGAIN.items():
-        count = sum(summary.outcomes.get(outcome, {}).values())
-        lines += [f"  not tried again: {outcome} {count} ({why})"] if count else []
-    return lines
+    return f"{run.uri}: no {'lost video may be tried again' if some else 'video is lost, nothing to try again'}"
 
 
 def make_retry_plan(run: Storage, config: Config, number: int) -> PlanSummary:
@@ -82,7 +91,8 @@ def make_retry_plan(run: Storage, config: Config, number: int) -> PlanSummary:
 
     The videos' folder is listed only where a file was missing when the others were planned. Raises ConfigError when
     the plan that is there was made with other settings, or training has begun; DataError when the round before it has
-    not finished, and for what `find_videos` refuses; NotFoundError and StorageError where the videos can't be listed.
+    not finished, when there is nothing to try, and for what `find_videos` refuses; NotFoundError and StorageError
+    where the videos can't be listed.
     """
     place = round_storage(run, number)
     if place.exists(layout.PLAN):
@@ -91,12 +101,12 @@ def make_retry_plan(run: Storage, config: Config, number: int) -> PlanSummary:
     rounds = finished_rounds(run)
     if len(rounds) != number:
         raise DataError(f"{place.uri}: {len(rounds)} finished rounds before it: expected {number}")
-    planned, outcomes = _so_far(run, rounds)
-    shards = max(1, shards_for(rounds[-1].summary, config.data))
     # A bucket that is gone, or refuses us, ends the retry here: once it is planned, no training begins before its end.
     next(iter(open_storage(config.data.videos).list()), None)
-    found = _found(planned, outcomes, config)
-    retry = plan_retry(planned, outcomes, found, shards, config.data, config.data.videos)
+    retry, outcomes = _plan(run, config, rounds)
+    if not retry.videos:  # there were some when the retry was asked for
+        raise DataError("; ".join([_nothing_to_try(run, rounds[-1].summary), *describe_left(retry)]))
+    shards = shards_for(rounds[-1].summary, config.data)
     groups = len({video.group for video in retry.videos})
     plan = Plan(retry.videos, groups, count_videos(retry.videos), warnings=[])
     return commit_plan(place, config, plan, shards=shards, found=describe(retry, outcomes), lost=retry.left)
@@ -108,6 +118,14 @@ def describe_gain(run: Storage, number: int) -> str:
     tried = [video for report in read_reports(done.storage, done.shards) for video in report.videos]
     won = sum(video.outcome is Outcome.OK for video in tried)
     return f"  retry {number}: {won} of {len(tried)} videos are no longer lost"
+
+
+def _plan(run: Storage, config: Config, rounds: Sequence[Round]) -> tuple[Retry, dict[str, VideoOutcome]]:
+    """What a retry after these rounds tries and what it leaves; and by key the outcomes so far."""
+    planned, outcomes = _so_far(run, rounds)
+    found = _found(planned, outcomes, config)
+    shards = max(1, shards_for(rounds[-1].summary, config.data))
+    return plan_retry(planned, outcomes, found, shards, config.data, config.data.videos), outcomes
 
 
 def _so_far(run: Storage, rounds: Sequence[Round]) -> tuple[dict[str, PlannedVideo], dict[str, VideoOutcome]]:
