@@ -6,7 +6,15 @@ from typing import Any
 
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, Stage, fingerprint, stage_settings
-from deepfake_detector.core.markers import DetectorManifest, PlanSummary, RecordsSummary, StoredFile, TrainedMarker
+from deepfake_detector.core.markers import (
+    CheckpointMarker,
+    DetectorManifest,
+    PlanSummary,
+    RecordsSummary,
+    StoredFile,
+    TrainedMarker,
+    TrainState,
+)
 
 
 def made_with(config: Config | None, stage: Stage) -> dict[str, Any]:
@@ -42,6 +50,25 @@ def records_summary(config: Config | None = None, **fields: Any) -> RecordsSumma
         "warnings": [],
     }
     return RecordsSummary(**{**made_with(config, "preprocess"), **usual, **fields})
+
+
+def checkpoint_marker(config: Config | None = None, *, step: int = 1, **fields: Any) -> CheckpointMarker:
+    """fields: of the training's state."""
+    usual: dict[str, Any] = {
+        "step": step,
+        "epoch": 0,
+        "best_step": None,
+        "best_loss": None,
+        "epochs_without_improvement": 0,
+        "learning_rate_scale": 1.0,
+        "loss_sum": 0.0,
+        "correct_sum": 0.0,
+        "samples": 0,
+        "records_fingerprint": "",
+        "threads": 1,
+    }
+    state = TrainState(**{**usual, **fields})
+    return CheckpointMarker(**made_with(config, "train"), step=step, state=state, files=[], machines=[])
 
 
 def trained_marker(config: Config | None = None, **fields: Any) -> TrainedMarker:

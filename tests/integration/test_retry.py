@@ -236,8 +236,6 @@ def test_training_uses_what_was_won_and_ends_all_retries(template: Storage, retr
     with pytest.raises(ConfigError, match=refusal):
         next_retry(run)
     with pytest.raises(ConfigError, match=refusal):
-        run_local(run, config, retry_lost=True)
-    with pytest.raises(ConfigError, match=refusal):
         make_retry_plan(run, config, 2)
     assert not list(run.list(layout.retry(2)))
 

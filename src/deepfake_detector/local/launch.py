@@ -29,7 +29,7 @@ from deepfake_detector.core.errors import (
 from deepfake_detector.core.topology import PORTS
 from deepfake_detector.display import PreprocessDisplay, TrainDisplay, describe_records
 from deepfake_detector.local.processes import Job, JobError, Processes, free_blocks, module
-from deepfake_detector.stages.retry import NextRetry, describe_gain, next_retry
+from deepfake_detector.stages.retry import NextRetry, describe_gain, next_retry, tried_before_training
 from deepfake_detector.stages.runs import has_begun, records_storage
 from deepfake_detector.supervisor.child import End
 
@@ -56,11 +56,15 @@ def run_local(
 ) -> int:
     """Preprocess, train and export a run whose settings are stored; finished stages start nothing. Returns 0.
 
-    retry_lost: try the lost videos of finished preprocessing again before training. verbose: the jobs' own output on
-    the terminal. Raises JobError with the error of the job that failed and its status, ConfigError, DataError and
-    StorageError. Ctrl-C and SIGTERM end every job; the same call goes on.
+    retry_lost: try the lost videos of finished preprocessing again before training; one that has begun goes on, unless
+    there is something to try that it has not. verbose: the jobs' own output on the terminal. Raises JobError with the
+    error of the job that failed and its status, ConfigError, DataError and StorageError. Ctrl-C and SIGTERM end every
+    job; the same call goes on.
     """
-    retry = next_retry(run) if retry_lost else None
+    begun = tried_before_training(run) if retry_lost else ""
+    if begun:
+        print(begun)
+    retry = next_retry(run) if retry_lost and not begun else None
     if run.exists(layout.DETECTOR):
         print(f"{run.uri}/{layout.MODEL}: done before, nothing to do")
         return EXIT_OK

@@ -31,7 +31,7 @@ from deepfake_detector.core.retry import (
     shards_for,
 )
 from deepfake_detector.stages.plan import commit_plan, committed_plan, list_sizes, load_plan
-from deepfake_detector.stages.runs import has_config, load_config, records_storage
+from deepfake_detector.stages.runs import has_config, load_config, records_storage, trained_records
 from deepfake_detector.stages.summary import require_untrained
 
 
@@ -84,6 +84,27 @@ def next_retry(run: Storage) -> NextRetry:
 def _nothing_to_try(run: Storage, summary: RecordsSummary) -> str:
     some = summary.outcomes.keys() - {Outcome.OK}
     return f"{run.uri}: no {'lost video may be tried again' if some else 'video is lost, nothing to try again'}"
+
+
+def tried_before_training(run: Storage) -> str:
+    """A line for people where the run's training has begun and a retry has nothing to add to it; "" otherwise.
+
+    The records that a training began with name the rounds that it has. What a retry could try beside them is new where
+    none of their retries has tried it: a file that has come since, for instance, or all that is lost where training
+    began before any retry. Raises what `make_retry_plan` raises of the videos' folder.
+    """
+    from deepfake_detector.training.dataset import open_records
+
+    fingerprint = trained_records(run)
+    if fingerprint is None or records_storage(run).uri != run.uri:
+        return ""
+    rounds = open_records(run, fingerprint).rounds
+    tried = {video.key for each in rounds[1:] for video in load_plan(each.storage)[1]}
+    retry, _ = _plan(run, load_config(run), rounds)
+    if any(video.key not in tried for video in retry.videos):
+        return ""
+    what = f"with retry {len(rounds) - 1} of lost videos" if tried else "and no lost video may be tried again"
+    return f"{run.uri}: training has begun {what}: it goes on"
 
 
 def make_retry_plan(run: Storage, config: Config, number: int) -> PlanSummary:

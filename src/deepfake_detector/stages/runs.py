@@ -66,6 +66,16 @@ def first_marker(run: Storage, stage: Stage) -> str:
     return next((name for begun, _, name in _markers(run) if begun == stage), "")
 
 
+def trained_records(run: Storage) -> str | None:
+    """The fingerprint of the records that the run's training has begun with; None where it has not begun."""
+    for _, marker, _ in _markers(run):
+        if isinstance(marker, TrainedMarker):
+            return marker.records_fingerprint
+        if isinstance(marker, CheckpointMarker):
+            return marker.state.records_fingerprint
+    return None
+
+
 def load_settlement(run: Storage) -> Settlement:
     """All of config.json by one read; raises NotFoundError before anything was submitted to the run."""
     document = _document(run)
