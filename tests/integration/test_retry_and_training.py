@@ -11,12 +11,12 @@ import pytest
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import override
-from deepfake_detector.core.errors import ConfigError
+from deepfake_detector.core.errors import ConfigError, DataError
 from deepfake_detector.core.outcomes import Outcome
 from deepfake_detector.core.recipes import resolve
 from deepfake_detector.local.launch import Commands, run_local
 from deepfake_detector.stages.plan import make_plan
-from deepfake_detector.stages.retry import make_retry_plan
+from deepfake_detector.stages.retry import make_retry_plan, next_retry
 from deepfake_detector.stages.runs import load_config, save_config
 from deepfake_detector.training.dataset import open_records
 from tests.integration.test_preprocess import snapshot
@@ -33,9 +33,9 @@ COMMANDS = Commands(
 class Case:
     """A run with a finished first round. late: labelled files that are not there."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, run: str = "") -> None:
         self.late = make_videos(folder / "videos")
-        self.run: Storage = open_storage(str(folder / "run"))
+        self.run: Storage = open_storage(run or str(folder / "run"))
         changes = {"data.videos": str(folder / "videos"), "data.shards": 2, "operations.attempts": 1}
         self.config = override(resolve("demo"), changes, "the test")
         save_config(self.run, self.config, {})
@@ -129,8 +129,42 @@ def test_what_it_has_not_tried_is_refused(tmp_path: Path, before: Callable[[Case
     case = Case(tmp_path)
     before(case)
     files = snapshot(Path(case.run.uri))
-    begun = rf"{case.run.uri}/checkpoints/00000001\.json: training has begun on these records: expected lost videos"
+    begun = rf"{case.run.uri}/checkpoints/00000001\.json: training has begun .* \(without --retry-lost this run goes on"
     with pytest.raises(ConfigError, match=begun):
         run_local(case.run, load_config(case.run), retry_lost=True, commands=COMMANDS)
     assert snapshot(Path(case.run.uri)) == files
     assert run_local(case.run, load_config(case.run), commands=COMMANDS) == 0, "without it training goes on"
+
+
+def test_messages_name_the_word_that_was_typed(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    unfinished = r"expected preprocessing to finish before lost videos are tried again \(the same command without {}\)"
+    with pytest.raises(DataError, match=unfinished.format("--retry-lost")):
+        run_local(case.run, case.config, retry_lost=True)
+    with pytest.raises(DataError, match=unfinished.format("RETRY_LOST")):
+        next_retry(case.run, "RETRY_LOST")
+    case.round(0, Outcome.NO_FACE)
+    make_retry_plan(case.run, case.config, 1)
+    with pytest.raises(
+        DataError, match=r"expected its end before training \(the same command with --retry-lost goes on"
+    ):
+        run_local(case.run, case.config)
+    other = open_storage(str(tmp_path / "other"))
+    save_config(other, case.config, {}, case.run.uri)
+    with pytest.raises(DataError, match=rf"\(local --run {case.run.uri} with --retry-lost goes on; without"):
+        run_local(other, case.config)
+    with pytest.raises(
+        ConfigError, match=r"expected lost videos to be tried again there, before any training on them$"
+    ):
+        run_local(other, case.config, retry_lost=True)
+
+
+@pytest.mark.gcs
+def test_of_a_run_in_a_bucket_too(tmp_path: Path, gcs_bucket: str) -> None:
+    case = Case(tmp_path, f"{gcs_bucket}/runs/one")
+    case.round(0, Outcome.NO_FACE)
+    make_retry_plan(case.run, case.config, 1)
+    with pytest.raises(
+        DataError, match=r"expected its end before training \(the same command with --retry-lost goes on"
+    ):
+        run_local(case.run, case.config)

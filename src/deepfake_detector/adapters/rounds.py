@@ -15,6 +15,7 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.errors import DataError, NotFoundError
 from deepfake_detector.core.markers import RecordsSummary, ShardReport, decode
 
+EITHER_COMMAND = "RETRY_LOST=1 on a cluster, --retry-lost on one machine,"
 READERS = 8  # reports read at a time: one takes about 50 ms from a bucket
 
 
@@ -75,16 +76,14 @@ def half_done_retry(run: Storage) -> int:
     return number if number and round_storage(run, number).exists(layout.PLAN) else 0
 
 
-def require_no_half_done_retry(run: Storage) -> None:
-    """Raise DataError where a retry has begun and is not finished.
+def require_no_half_done_retry(run: Storage, command: str = EITHER_COMMAND) -> None:
+    """Raise DataError where a retry has begun and is not finished; command: what the user can type to go on with it.
 
     To be asked before a training begins. Its processes may be at work: a training that left it out would find other
     records when it goes on after an interruption, and one that waits a little has more of them.
     """
     number = half_done_retry(run)
     if number:
-        in_bucket = run.uri.startswith("gs://")
-        command = f"make preprocess RUN={run.uri} RETRY_LOST=1" if in_bucket else "the same command with --retry-lost"
         place = round_storage(run, number).uri
         raise DataError(
             f"{place}: retry {number} of lost videos has begun and not finished: expected its end before training "

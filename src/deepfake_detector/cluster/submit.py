@@ -31,6 +31,7 @@ from deepfake_detector.stages.prepare import Cpus, settle
 from deepfake_detector.stages.retry import NextRetry, describe_gain, next_retry
 from deepfake_detector.stages.runs import Settlement, has_begun, has_config, load_config, records_storage
 
+RETRY_LOST = "RETRY_LOST"  # as the user gives it to make
 JobStage = Literal["preprocess", "train", "export"]
 
 
@@ -74,7 +75,7 @@ def submit(wanted: Submission, target: Target) -> int:
     with storage_access(cluster, target.overlay):
         wanted = replace(wanted, records=_run_of(wanted.records))
         run = open_storage(wanted.run)
-        retry = next_retry(run) if wanted.retry_lost else None
+        retry = next_retry(run, RETRY_LOST) if wanted.retry_lost else None
         if retry and not retry.shards:
             print("\n".join(retry.why_none), file=sys.stderr if wanted.dry_run else sys.stdout, flush=True)
             return EXIT_OK
@@ -223,7 +224,7 @@ def _require_records(run: Storage, wanted: Submission, active: Mapping[Stage, Jo
 
 
 def _require_no_retry_at_work(run: Storage, records: Storage, active: Mapping[Stage, Job]) -> None:
-    require_no_half_done_retry(records)
+    require_no_half_done_retry(records, f"make preprocess RUN={records.uri} {RETRY_LOST}=1")
     job = active.get("preprocess")
     number = retry_of(job) if job is not None and records.uri == run.uri else 0
     if job is not None and number and not is_done(run, "preprocess", number):  # its plan is not there yet

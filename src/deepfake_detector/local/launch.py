@@ -35,6 +35,7 @@ from deepfake_detector.supervisor.child import End
 
 POLL_SECONDS = 0.1
 RETRIES = 3  # of one shard, as a Job's backoffLimitPerIndex
+RETRY_LOST = "--retry-lost"  # as the user types it
 RESTART_SECONDS = (0.2, 5.0)  # first and longest pause before a supervisor is started again
 
 
@@ -64,7 +65,7 @@ def run_local(
     begun = tried_before_training(run) if retry_lost else ""
     if begun:
         print(begun)
-    retry = next_retry(run) if retry_lost and not begun else None
+    retry = next_retry(run, RETRY_LOST) if retry_lost and not begun else None
     if run.exists(layout.DETECTOR):
         print(f"{run.uri}/{layout.MODEL}: done before, nothing to do")
         return EXIT_OK
@@ -103,7 +104,8 @@ def _preprocess(run: Storage, config: Config, processes: Processes, scratch: Pat
         print(f"preprocess: {config.data.videos} in {config.data.shards} shards")
         _run_round(run, 0, config.data.shards, processes, scratch, command)
     elif not has_begun(run, "train"):
-        require_no_half_done_retry(records)
+        going_on = "the same command" if records.uri == run.uri else f"local --run {records.uri}"
+        require_no_half_done_retry(records, f"{going_on} with {RETRY_LOST}")
     print("\n".join(describe_records(load_summary(records))))
 
 

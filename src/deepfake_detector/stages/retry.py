@@ -47,26 +47,26 @@ class NextRetry:
     why_none: tuple[str, ...] = ()
 
 
-def next_retry(run: Storage) -> NextRetry:
+def next_retry(run: Storage, asked: str = "a retry") -> NextRetry:
     """The retry that has begun and not finished, or else a new one. Writes nothing.
 
-    The videos' folder is listed only where nothing but missing files is lost. Raises DataError before preprocessing
-    has finished, ConfigError when the run has no records of its own or training has begun on them, and what
-    `make_retry_plan` raises of the folder.
+    asked: the word with which the user asked for it, for messages. The videos' folder is listed only where nothing but
+    missing files is lost. Raises DataError before preprocessing has finished, ConfigError when the run has no records
+    of its own or training has begun on them, and what `make_retry_plan` raises of the folder.
     """
     records = records_storage(run) if has_config(run) else run
     if records.uri != run.uri:
         raise ConfigError(
-            f"{run.uri}: uses the records of {records.uri}: expected lost videos to be tried again there "
-            f"(RUN={records.uri}), before any training on them"
+            f"{run.uri}: uses the records of {records.uri}: expected lost videos to be tried again there, before any "
+            "training on them"
         )
     rounds = finished_rounds(run)
     if not rounds:
         raise DataError(
             f"{run.uri}/{layout.RECORDS_SUMMARY}: not found, expected preprocessing to finish before lost videos are "
-            "tried again (the same command without RETRY_LOST)"
+            f"tried again (the same command without {asked})"
         )
-    require_untrained(run)
+    require_untrained(run, asked)
     number, config = len(rounds), load_config(run)
     place = round_storage(run, number)
     if place.exists(layout.PLAN):

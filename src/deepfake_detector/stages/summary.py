@@ -54,13 +54,16 @@ def finish(run: Storage, config: Config, retry: int = 0) -> RecordsSummary | Non
     return summary
 
 
-def require_untrained(run: Storage) -> None:
-    """Raise ConfigError, naming the marker, when training has begun on the run's own records."""
+def require_untrained(run: Storage, asked: str = "a retry") -> None:
+    """Raise ConfigError, naming the marker, when training has begun on the run's own records.
+
+    asked: the word with which the user asked for the retry, where it is known.
+    """
     marker = first_marker(run, "train")
     if marker:
         raise ConfigError(
             f"{run.uri}/{marker}: training has begun on these records: expected lost videos to be tried again before "
-            "that (without RETRY_LOST this run goes on; a new RUN can have all videos)"
+            f"that (without {asked} this run goes on; a new RUN can have all videos)"
         )
 
 

@@ -86,7 +86,8 @@ def test_without_retry_lost_preprocessing_is_finished(run, server, capsys):
 
 
 def test_before_preprocessing_has_finished(run, server, capsys):
-    says = "records/summary.json: not found, expected preprocessing to finish before lost videos are tried again"
+    says = "records/summary.json: not found, expected preprocessing to finish before lost videos are tried again "
+    says += "(the same command without RETRY_LOST)"
     assert submit(*RETRY) == EXIT_PERMANENT
     assert says in capsys.readouterr().err
     assert submit(*PREPROCESS) == 0
@@ -126,5 +127,7 @@ def test_training_that_has_begun_is_named(run, server, capsys):
     preprocessed(run, server)
     finish_training(run)
     assert submit(*RETRY) == EXIT_PERMANENT
-    assert f"{RUN}/{layout.TRAINED}: training has begun on these records" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"{RUN}/{layout.TRAINED}: training has begun on these records" in error
+    assert "(without RETRY_LOST this run goes on" in error
     assert writes(server) == []
