@@ -9,6 +9,13 @@
 5. It looks once more for Jobs of the run's other stages, which have names of their own: of two clients whose stages
    exclude each other, at least the second one to create its Job sees both, and removes its own.
 
+Whoever backs out at 5 leaves what the Job's pods have done by then. Of consequence is only the plan of a retry of lost
+videos, under RUN/retries/: once its pods are gone, and with them the Job's name, other clients' pods may be at work on
+that plan, so that nobody can say whether it may be removed. It does no harm. The records are those from before as long
+as the retry is not finished, and no training reads others: one that has begun goes on without it, one that has not,
+the Job that was in the way included, ends with 78 and says what to do. `make preprocess RUN=... RETRY_LOST=1` finishes
+the retry, and without its folder it never was.
+
 What this can't keep out is a client that is cut off between 3 and 4, one that works in another namespace, an editor,
 and storage that ignores preconditions. So the pods are told the fingerprint of the settings, too, and do nothing with
 others (jobs/environment.py).
