@@ -152,12 +152,12 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_two_workers_train_as_one(tmp_path: Path) -> None:
-    """20 steps of 1 x 8 and 2 x 4, each an epoch, so that metrics.jsonl has the loss of every step.
+    """20 steps of 1 x 8 and 2 x 4, and a validation after every ten.
 
     The rate is low since training itself magnifies rounding: at 1e-3 one process whose first weights differ by
     6e-8 is 1e-3 away after 20 steps, at 1e-4 it is 1e-7 away.
     """
-    changes = {"train__epochs": 20, "train__steps_per_epoch": 1, "model__dropout": 0.0, "train__schedule": "constant"}
+    changes = {"train__epochs": 2, "train__steps_per_epoch": 10, "model__dropout": 0.0, "train__schedule": "constant"}
     changes |= {"train__learning_rate": 1e-4}
     one, two = tmp_path / "one", tmp_path / "two"
     make_run(one, tiny(**changes), COUNTS)
@@ -180,9 +180,11 @@ def test_two_workers_train_as_one(tmp_path: Path) -> None:
     ends = [end(process) for process in processes]
     assert [status for status, _ in ends] == [0, 0], ends
 
-    digests = [json.loads((two / f"out{rank}").read_text()) for rank in (0, 1)]
-    assert digests[0] == digests[1], "weights or moving statistics differ between the workers"
-    assert len(set(digests[0])) == 20
+    alone = json.loads((one / "out").read_text())
+    told = [json.loads((two / f"out{rank}").read_text()) for rank in (0, 1)]
+    assert told[0] == told[1], "weights or moving statistics differ between the workers"
+    assert len(set(told[0]["digests"])) == 20
+    np.testing.assert_allclose(alone["losses"], told[0]["losses"], rtol=0, atol=1e-5)
     for name in ("train_loss", "validation_loss"):
         ours, theirs = ([epoch[name] for epoch in lasting(folder)] for folder in (one, two))
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)

@@ -1,40 +1,46 @@
-"""One worker that also tells the digest of its weights at each validation: `training_worker RUN SCRATCH OUT`."""
+"""One worker that also tells the loss and the digest of its weights after each step: `training_worker RUN SCRATCH OUT`.
+
+OUT: {"losses": [...], "digests": [...]}, the losses being means over the global batch.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from deepfake_detector.adapters.storage import open_storage
+from deepfake_detector.core.config import Train
 from deepfake_detector.core.topology import parse_tf_config
 from deepfake_detector.stages.runs import load_config
 from deepfake_detector.training import loop
 from deepfake_detector.training.checkpoints import weights_sha256
-from deepfake_detector.training.validation import Validation
+from deepfake_detector.training.step import Step
 from deepfake_detector.training.worker import run_worker
 
 
 def main(uri: str, scratch: str, out: str) -> None:
+    losses: list[float] = []
     digests: list[str] = []
-    make_validation = loop.make_validation
+    compile_step = loop.compile_step
 
-    def telling(strategy: Any, collectives: Any, model: Any, *rest: Any) -> Validation:
-        validate = make_validation(strategy, collectives, model, *rest)
+    def telling(strategy: Any, model: Any, optimizer: Any, train: Train, rank: int) -> Step:
+        step = compile_step(strategy, model, optimizer, train, rank)
 
-        def tell(after_batch: Callable[[], None]) -> Any:
+        def tell(images: Any, labels: Any, rate: float, number: int) -> tuple[float, float]:
+            loss_sum, correct = step(images, labels, rate, number)
+            losses.append(loss_sum / train.global_batch)
             digests.append(weights_sha256(model))
-            return validate(after_batch)
+            return loss_sum, correct
 
         return tell
 
-    loop.make_validation = telling  # type: ignore[assignment]
+    loop.compile_step = telling
     cluster = parse_tf_config(os.environ.get("TF_CONFIG", ""))
     run_worker(uri, load_config(open_storage(uri)), cluster, Path(scratch), uri)
-    Path(out).write_text(json.dumps(digests))
+    Path(out).write_text(json.dumps({"losses": losses, "digests": digests}))
 
 
 if __name__ == "__main__":
