@@ -77,6 +77,16 @@ def test_every_normalisation_is_of_the_kind_asked_for(backbone: str, kind: type)
     assert all(type(layer) is kind and layer.momentum == MOMENTUM for layer in norms)
 
 
+def test_a_checkpoint_of_training_fits_the_model_that_is_exported(tmp_path: Path) -> None:
+    """Checkpoints know variables by the positions of their layers."""
+    trained, exported = build(tiny(), SynchronizedBatchNormalization), build(tiny())
+    path = tf.train.Checkpoint(model=trained).write(str(tmp_path / "checkpoint"))
+    tf.train.Checkpoint(model=exported).read(path).assert_consumed()
+    for ours, theirs in zip(trained.weights, exported.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_allclose(trained(clips_of(tiny())), exported(clips_of(tiny())), atol=1e-6)
+
+
 def test_the_seed_baseline_is_the_original_architecture() -> None:
     model = build(tiny(model__backbone="seed", model__dropout=0.0, model__lstm_units=16, faces__size=100))
     network, lstm = model.get_layer(BACKBONE), model.get_layer("lstm")

@@ -83,7 +83,8 @@ def _compact(size: int, normalization: Normalization) -> keras.Model:
 
 def _normalised(x: Any, normalization: Normalization) -> Any:
     if issubclass(normalization, SynchronizedBatchNormalization):
-        return normalization(momentum=MOMENTUM, relu=True)(x)
+        # Checkpoints know layers by their positions: something must stand where the built-in layer's ReLU does.
+        return layers.Identity()(normalization(momentum=MOMENTUM, relu=True)(x))
     return layers.ReLU()(normalization(momentum=MOMENTUM)(x))
 
 
