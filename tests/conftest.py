@@ -15,9 +15,14 @@ from tests.integration import gcs_server as fake
 
 
 def pytest_configure() -> None:
-    """A shell starts what it puts into the background with SIGINT ignored, and so would be all that tests start."""
+    """A shell starts what it puts into the background with SIGINT ignored, and so would be all that tests start.
+
+    TensorFlow's results depend on the number of its threads, which is another one in a process that has used it before
+    a stage could set it.
+    """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

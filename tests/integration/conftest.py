@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import fcntl
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from deepfake_detector.adapters.cluster import Cluster
-from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.core import layout
 from deepfake_detector.core.outcomes import Outcome, VideoOutcome
 from tests.integration.api_server import ApiServer, api_server
 from tests.integration.trained_run import make_trained_run, usual_videos
@@ -20,12 +24,21 @@ LOST = (
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Storage:
-    """A run that was exported: 40 test videos, two of them lost. Not to be changed."""
+    """A run that was exported: 40 test videos, two of them lost. Not to be changed.
+
+    All processes of pytest-xdist share it: the first that asks makes it, and the others wait.
+    """
     from deepfake_detector.stages.export import export
 
-    folder = tmp_path_factory.mktemp("exported")
-    run, _ = make_trained_run(folder / "run", usual_videos(19), LOST)
-    export(run, folder / "scratch")
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "exported"
+    run = open_storage(str(folder / "run"))
+    with open(f"{folder}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not run.exists(layout.DETECTOR):
+            shutil.rmtree(folder, ignore_errors=True)  # of one that did not come to its end
+            run, _ = make_trained_run(folder / "run", usual_videos(19), LOST)
+            export(run, folder / "scratch")
     return run
 
 
