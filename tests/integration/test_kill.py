@@ -1,4 +1,7 @@
-"""kill -9 of every process that training has, one after the other: nothing that comes out is different."""
+"""kill -9 of every process that training has, one after the other: nothing that comes out is different.
+
+And what the undisturbed run tells while it is at work, since TensorFlow's start is most of what these tests take.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ import pytest
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.markers import DetectorManifest, TrainedMarker, decode
+from deepfake_detector.core.timeline import steps, table
+from deepfake_detector.display import TrainDisplay
 from deepfake_detector.supervisor.attempts import Attempt
 from tests.integration.director import ROOT, free_port
 from tests.make_records import make_run, tiny
@@ -28,7 +33,10 @@ PATIENCE = 300.0  # seconds for the next checkpoint, a start of TensorFlow inclu
 COUNTS = {"train": (16, 16), "validation": (8, 8), "test": (8, 8)}
 VICTIMS = ("child 1", "child 0", "supervisor 1", "supervisor 0")
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds a supervisor's child in /proc")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="finds a supervisor's child in /proc"),
+    pytest.mark.timeout(1200),  # seven starts of two TensorFlow processes; 90 s on two idle cores
+]
 
 
 @dataclass
@@ -150,12 +158,56 @@ def child_of(parent: int) -> int:
     raise AssertionError(f"process {parent} has no child")
 
 
-@pytest.mark.timeout(1200)  # seven starts of two TensorFlow processes; 90 s on two idle cores
-def test_kill_of_any_process_changes_nothing(tmp_path: Path) -> None:
-    with training(tmp_path / "undisturbed") as cast:
-        cast.finish()
-        expected = cast.outcome()
+@dataclass
+class Undisturbed:
+    """A run that nobody has killed. timeline: as it was told while training was at work, which began before `first`."""
 
+    outcome: dict[str, object]
+    timeline: dict[str, float]
+    begun: float
+    first: float
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    begun = time.time()
+    with training(tmp_path_factory.mktemp("undisturbed") / "run") as cast, TrainDisplay(cast.run) as display:
+        deadline = time.monotonic() + PATIENCE
+        while not display.timeline:
+            assert time.monotonic() < deadline, cast.said()
+            assert all(supervisor.poll() is None for supervisor in cast.supervisors.values()), cast.said()
+            time.sleep(0.05)
+            display.look()
+        first = time.time()
+        cast.finish()
+        return Undisturbed(cast.outcome(), display.timeline, begun, first)
+
+
+def test_the_first_attempt_tells_its_moments_in_order(undisturbed: Undisturbed) -> None:
+    """Where the time to the first step went, told by a supervisor and its worker."""
+    assert list(undisturbed.timeline) == [
+        "process",
+        "supervisor",
+        "child",
+        "prepared",
+        "imported",
+        "strategy",
+        "staged",
+        "agreed",
+        "model",
+        "resumed",
+        "built",
+        "first_step",
+    ]
+    times = list(undisturbed.timeline.values())
+    assert times == sorted(times)
+    assert undisturbed.begun - 0.1 <= times[0] <= times[-1] <= undisturbed.first, "a process' start is known to a tick"
+    assert sum(step.seconds for step in steps(undisturbed.timeline)) <= undisturbed.first - undisturbed.begun + 0.1
+    assert "x the" in table(undisturbed.timeline)[-1]
+    print("\n".join(table(undisturbed.timeline)))
+
+
+def test_kill_of_any_process_changes_nothing(undisturbed: Undisturbed, tmp_path: Path) -> None:
     draw = random.Random(0)
     window = STEPS // (len(VICTIMS) + 1)
     with training(tmp_path / "disturbed") as cast:
@@ -166,7 +218,7 @@ def test_kill_of_any_process_changes_nothing(tmp_path: Path) -> None:
             print(kills[-1])
         cast.finish()
         reasons = [attempt.reason for attempt in cast.attempts()]
-        assert cast.outcome() == expected
+        assert cast.outcome() == undisturbed.outcome
 
     assert all(kill.step < STEPS for kill in kills)
     assert reasons == [
