@@ -106,8 +106,8 @@ def write_rotated(path: Path, frames: Sequence[Image]) -> Path:
     return path
 
 
-def write_bomb(path: Path, side: int) -> Path:
-    """A small file that decodes to side x side pixels (QuickTime with one flat PNG)."""
+def write_bomb(path: Path, side: int = 15_000) -> Path:
+    """A few hundred kB that decode to side x side pixels (QuickTime with one flat PNG)."""
     with av.open(str(path), "w", format="mov") as container:
         stream = container.add_stream("png", rate=1)
         stream.width = stream.height = side
