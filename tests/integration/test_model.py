@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import ConfigError
+from deepfake_detector.training import normalization
 from deepfake_detector.training.augment import augment, clip_seed
 from deepfake_detector.training.model import BACKBONE, MOMENTUM, build, load_backbone_weights
 from deepfake_detector.training.normalization import SynchronizedBatchNormalization
@@ -97,23 +98,24 @@ def test_the_seed_baseline_is_the_original_architecture() -> None:
 
 
 def test_backbone_weights_are_loaded_or_refused(tmp_path: Path) -> None:
+    config = tiny()
     keras.utils.set_random_seed(1)
-    trained = build(tiny())
-    path = tmp_path / "compact.weights.h5"
+    trained = build(config)
+    path = tmp_path / "backbone.weights.h5"
     trained.get_layer(BACKBONE).save_weights(path)
     keras.utils.set_random_seed(2)
-    fresh = build(tiny())
-    load_backbone_weights(fresh, path)
+    fresh = build(config, SynchronizedBatchNormalization)
+    load_backbone_weights(fresh, config, path)
     for ours, theirs in zip(fresh.get_layer(BACKBONE).weights, trained.get_layer(BACKBONE).weights, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
     with pytest.raises(ConfigError, match=r"sha256 [0-9a-f]{64}: expected 0{64}"):
-        load_backbone_weights(fresh, path, "0" * 64)
-    with pytest.raises(ConfigError, match=r"compact.weights.h5: .* has shape .*: expected"):
-        load_backbone_weights(build(tiny(model__backbone="seed")), path)
+        load_backbone_weights(fresh, config, path, "0" * 64)
+    with pytest.raises(ConfigError, match=r"backbone.weights.h5: .* has shape .*: expected"):
+        load_backbone_weights(build(tiny(model__backbone="seed")), tiny(model__backbone="seed"), path)
     path.write_bytes(b"not HDF5")
     with pytest.raises(ConfigError, match=r"expected a .weights.h5 file"):
-        load_backbone_weights(fresh, path)
+        load_backbone_weights(fresh, config, path)
 
 
 def augmented(clip: np.ndarray, seed: int, step: int, position: int) -> np.ndarray:
@@ -138,8 +140,18 @@ def test_augmentation_is_drawn_once_per_clip_and_keyed() -> None:
 
 
 @pytest.mark.parametrize("relu", [False, True], ids=["plain", "relu"])
-@pytest.mark.parametrize("channels", [7, 16], ids=["summed by us", "kernel of a lone worker"])
-def test_training_normalises_as_the_built_in_layer_does(channels: int, relu: bool) -> None:
+@pytest.mark.parametrize(
+    ("alone", "channels"),
+    [
+        pytest.param(True, 16, id="kernel of a lone worker"),
+        pytest.param(False, 16, id="sums of several, fast kernels"),
+        pytest.param(False, 7, id="sums of several"),
+    ],
+)
+def test_training_normalises_as_the_built_in_layer_does(
+    monkeypatch: pytest.MonkeyPatch, alone: bool, channels: int, relu: bool
+) -> None:
+    monkeypatch.setattr(normalization, "_is_alone", lambda: alone)  # sums over one worker are its own
     random = np.random.default_rng(0)
     images = tf.constant(random.normal(1, 2, (4, 5, 6, channels)), tf.float32)
     weights = tf.constant(random.normal(size=images.shape), tf.float32)
@@ -147,12 +159,16 @@ def test_training_normalises_as_the_built_in_layer_does(channels: int, relu: boo
     def everything(layer: keras.Layer, after: Callable[[Any], Any]) -> list[Any]:
         layer.build(images.shape)
         layer.gamma.assign(np.linspace(0.5, 2, channels))
-        with tf.GradientTape() as tape:
-            tape.watch(images)
-            outputs = after(layer(images, training=True))
-            loss = tf.reduce_sum(tf.sin(outputs) * weights)
-        gradients = tape.gradient(loss, [images, layer.gamma, layer.beta])
-        return [outputs, *gradients, layer.moving_mean, layer.moving_variance, after(layer(images, training=False))]
+
+        @tf.function
+        def trained() -> list[Any]:  # a graph, in which TensorFlow fuses what it can
+            with tf.GradientTape() as tape:
+                tape.watch(images)
+                outputs = after(layer(images, training=True))
+                loss = tf.reduce_sum(tf.sin(outputs) * weights)
+            return [outputs, *tape.gradient(loss, [images, layer.gamma, layer.beta])]
+
+        return [*trained(), layer.moving_mean, layer.moving_variance, after(layer(images, training=False))]
 
     ours = everything(SynchronizedBatchNormalization(momentum=MOMENTUM, relu=relu), tf.identity)
     theirs = everything(keras.layers.BatchNormalization(momentum=MOMENTUM), tf.nn.relu if relu else tf.identity)

@@ -267,7 +267,7 @@ def _load_backbone(task: Task, collectives: Collectives, model: keras.Model) -> 
         storage, name = open_object(settings.weights)
         path = task.scratch / "weights" / name
         storage.download(name, path)
-        load_backbone_weights(model, path, settings.weights_sha256)
+        load_backbone_weights(model, task.config, path, settings.weights_sha256)
     for variable in model.get_layer(BACKBONE).weights:
         variable.assign(collectives.from_chief(variable.numpy(), task.cluster.chief))
 

@@ -113,18 +113,20 @@ def _mobilenet_v3_small(size: int, normalization: Normalization) -> keras.Model:
     return keras.models.clone_model(plain, clone_function=replaced)
 
 
-def load_backbone_weights(model: keras.Model, path: Path, sha256: str = "") -> None:
-    """Load a `.weights.h5` file, saved from a model's backbone by Keras, into `model`'s backbone.
+def load_backbone_weights(model: keras.Model, config: Config, path: Path, sha256: str = "") -> None:
+    """Load a `.weights.h5` file, saved by Keras from an exported model's backbone, into that of `model`.
 
-    sha256: of the file, in hex; "" checks nothing. Raises ConfigError when it differs, or naming the first variable
-    that is missing, unknown or of another shape: nothing is left to chance or to random values.
+    model: as `build` makes it of `config`, with any kind of BatchNorm: such a file names its layers by their classes,
+    so it is read into built-in ones. sha256: of the file, in hex; "" checks nothing. Raises ConfigError when it
+    differs, or naming the first variable that is missing, unknown or of another shape: nothing is left to chance or to
+    random values.
     """
     if sha256:
         with path.open("rb") as file:
             found_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         if found_sha256 != sha256:
             raise ConfigError(f"model.weights={path.name}: sha256 {found_sha256}: expected {sha256}")
-    network = model.get_layer(BACKBONE)
+    network = backbone(config)
     with tempfile.TemporaryDirectory() as folder:
         sample = Path(folder) / "expected.weights.h5"
         network.save_weights(sample)
@@ -137,6 +139,7 @@ def load_backbone_weights(model: keras.Model, path: Path, sha256: str = "") -> N
                 f"{expected.get(name, 'no such variable')} (backbone of {model.count_params():,} parameters)"
             )
     network.load_weights(path)
+    model.get_layer(BACKBONE).set_weights(network.get_weights())
 
 
 def _stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:

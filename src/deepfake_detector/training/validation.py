@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import keras
@@ -11,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from deepfake_detector.adapters.scoring import area_under_roc
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.order import padded_share
 from deepfake_detector.core.topology import Cluster
@@ -33,6 +33,8 @@ Validation = Callable[[Callable[[], None]], Scores | None]
 
 def score_logits(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Scores:
     """Scores of logits (n,) against labels (n,) of 0 and 1, in float64; n is at least 1."""
+    from deepfake_detector.adapters.scoring import area_under_roc  # scikit-learn, which no first step has to wait for
+
     z = logits.astype(np.float64)
     losses = np.logaddexp(0, z) - labels * z
     auc, _ = area_under_roc(labels.tolist(), z.tolist()) if np.isfinite(z).all() else (None, "")
@@ -58,12 +60,15 @@ def make_validation(
     def predict(images: Any) -> Any:
         return strategy.run(lambda x: model(x, training=False), args=(images,))
 
+    @cache  # building it takes 0.3 s, as long as some ten small batches
+    def batches() -> Any:
+        return evaluation_batches(split, indices, batch, config.sampling.frames, config.faces.size)
+
     def validate(after_batch: Callable[[], None]) -> Scores | None:
         if len(split) == 0:
             return None
-        batches = evaluation_batches(split, indices, batch, config.sampling.frames, config.faces.size)
         parts = []
-        for images in batches:
+        for images in batches():
             parts.append(local(strategy, predict(images)).numpy()[:, 0])
             after_batch()
         mine = np.concatenate(parts)
