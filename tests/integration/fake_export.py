@@ -10,9 +10,11 @@ if __name__ == "__main__":
 import sys
 from pathlib import Path
 
+from deepfake_detector.supervisor import sigterm
 from jobs.export import main
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")), "export")
 
 if __name__ == "__main__":
+    sigterm.FAREWELL_SECONDS = float(os.environ.get("FAREWELL_SECONDS", "30"))
     sys.exit(main(dict(os.environ), export=FAKE))

@@ -10,9 +10,11 @@ if __name__ == "__main__":
 import sys
 from pathlib import Path
 
+from deepfake_detector.supervisor import sigterm
 from jobs.preprocess import main
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")), "preprocess")
 
 if __name__ == "__main__":
+    sigterm.FAREWELL_SECONDS = float(os.environ.get("FAREWELL_SECONDS", "30"))
     sys.exit(main(dict(os.environ), shard=FAKE))

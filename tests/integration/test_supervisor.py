@@ -11,7 +11,7 @@ import pytest
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import EXIT_UNAVAILABLE
 from deepfake_detector.supervisor import sigterm
-from deepfake_detector.supervisor.attempts import STOPPED
+from deepfake_detector.supervisor.attempts import KEEPER_GONE, SILENT, STOPPED
 from jobs.train import main
 from tests.integration.director import FakeWorker, Stage
 
@@ -92,9 +92,8 @@ def test_killed_supervisor(stage: Stage, victim: int) -> None:
     second = stage.cast()
     assert [child.attempt for child in second] == [2, 2]
     finish(stage, second)
-    reason = "worker 1: its supervisor at 127.0.0.1 is gone" if victim else "the supervisor that kept the rendezvous"
-    assert (stage.reasons()[0] or "").startswith(reason)
-    assert stage.reasons()[1:] == DONE
+    reason = "worker 1: its supervisor at 127.0.0.1 is gone" if victim else SILENT
+    assert stage.reasons() == [reason, *DONE]
 
 
 def test_member_lost_at_the_finish_ends_by_the_marker(stage: Stage) -> None:
@@ -155,17 +154,19 @@ def test_permanent_error_of_the_export(stage: Stage) -> None:
 
 def test_attempts_are_counted_over_restarts(tmp_path: Path) -> None:
     with Stage(tmp_path, settings={"operations.attempts": 2}) as stage:
-        stage.start()
+        stage.start(1)
+        stage.start(0, POD_NAME="train-0")
         first = stage.cast()
         stage.signal(0, signal.SIGKILL)
         first[1].wait_gone()
-        stage.start(0)
+        stage.start(0, POD_NAME="train-0")
         second = stage.cast()
         second[1].order(75, "storage was away")
         second[0].wait_gone()
         said = "2 attempts of training: expected at most operations.attempts=2 over the run (raise it to go on); "
         said += "the last ended with worker 1: exit 75: storage was away"
         assert [stage.end(index) for index in (0, 1)] == [(78, f"error: {said}")] * 2
+        assert stage.reasons() == [KEEPER_GONE, "worker 1: exit 75: storage was away"]
         stage.start(0)
         assert stage.end(0) == (78, f"error: {said}")
 
@@ -182,19 +183,35 @@ def test_attempts_of_the_export_are_counted_by_themselves(tmp_path: Path) -> Non
         assert stage.end(0) == (78, f"error: {said}")
 
 
-def test_what_a_person_stops_is_no_attempt(tmp_path: Path) -> None:
-    """Ctrl-C on one machine, where the launcher sends SIGTERM; once more than there are attempts."""
+def test_what_a_person_or_nobody_s_word_ends_is_no_attempt(tmp_path: Path) -> None:
+    """Ctrl-C on one machine, where the launcher sends SIGTERM, and SIGKILL: as often as there are attempts."""
     with Stage(tmp_path, settings={"operations.attempts": 2}) as stage:
         stage.start(1)
-        for _ in range(2):
+        for number, status in ((signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
             stage.start(0)
             children = stage.cast()
-            assert stage.signal(0, signal.SIGTERM) == 143
+            assert stage.signal(0, number) == status
             for child in children:
                 child.wait_gone()
         stage.start(0)
         finish(stage, stage.cast())
-        assert stage.reasons() == [STOPPED, STOPPED, *DONE]
+        assert stage.reasons() == [STOPPED, SILENT, *DONE]
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason"),
+    [
+        pytest.param("train-0", f"export: {sigterm.SAID}", id="in a pod"),
+        pytest.param("", STOPPED, id="on one machine"),
+    ],
+)
+def test_an_export_that_is_told_to_end_says_so(stage: Stage, pod: str, reason: str) -> None:
+    stage.run.write(layout.TRAINED, b"{}")
+    stage.start(0, POD_NAME=pod)
+    [export] = stage.cast(1)
+    assert stage.signal(0, signal.SIGTERM) == 143
+    export.wait_gone()
+    assert stage.reasons() == [reason]
 
 
 def test_a_pod_that_is_told_to_end_has_used_its_attempt(tmp_path: Path) -> None:

@@ -7,9 +7,18 @@ import pytest
 from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import CorruptError, WaitError
-from deepfake_detector.supervisor.attempts import POD_GONE, SHARD_DONE, STOPPED, AttemptWorker, History
+from deepfake_detector.supervisor.attempts import (
+    KEEPER_GONE,
+    POD_GONE,
+    SHARD_DONE,
+    SILENT,
+    STOPPED,
+    AttemptWorker,
+    History,
+    Work,
+)
 
-WORKERS = [AttemptWorker(index=0, rank=0, address="127.0.0.1:2223")]
+WORKERS = [AttemptWorker(index=0, rank=0, address="127.0.0.1:2223", pod="train-0")]
 
 
 def test_numbers_and_reasons_outlive_the_keeper(tmp_path: Path) -> None:
@@ -22,7 +31,7 @@ def test_numbers_and_reasons_outlive_the_keeper(tmp_path: Path) -> None:
 
     restarted = History(run)
     assert restarted.last == 2
-    assert restarted.reason == "the supervisor that kept the rendezvous is gone"
+    assert restarted.reason == KEEPER_GONE
     restarted.open(3, "export", WORKERS)
     assert (restarted.used("train"), restarted.used("export")) == (2, 1)
 
@@ -67,7 +76,8 @@ def test_an_attempt_of_an_earlier_version_is_read(tmp_path: Path) -> None:
     run = open_storage(str(tmp_path))
     run.write(
         layout.attempt(1),
-        b'{"attempt": 1, "stage": "train", "workers": [{"index": 0, "rank": 0, "address": "a:1"}], "started": 1.5}',
+        b'{"attempt": 1, "stage": "train", "workers": [{"index": 0, "rank": 0, "address": "a:1"}], "started": 1.5, '
+        b'"ended": 2.5, "reason": "worker 0: exit 75: away"}',
     )
     assert History(run).used("train") == 1
 
@@ -79,14 +89,22 @@ def test_a_pod_that_was_lost_without_a_word_has_used_its_attempt(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("pod", "reason", "counted"),
-    [pytest.param("preprocess-0", POD_GONE, [POD_GONE], id="pod"), pytest.param("", STOPPED, [], id="one machine")],
+    ("stage", "pod", "reason", "counted"),
+    [
+        pytest.param("train", "train-0", KEEPER_GONE, 1, id="training in a pod"),
+        pytest.param("export", "train-0", POD_GONE, 1, id="an export in a pod"),
+        pytest.param("preprocess", "preprocess-0", POD_GONE, 1, id="a shard in a pod"),
+        pytest.param("train", "", SILENT, 0, id="training on one machine"),
+        pytest.param("export", "", SILENT, 0, id="an export on one machine"),
+        pytest.param("preprocess", "", SILENT, 0, id="a shard on one machine"),
+    ],
 )
-def test_who_ended_without_a_word(tmp_path: Path, pod: str, reason: str, counted: list[str]) -> None:
-    run = open_storage(str(tmp_path))
-    History(run, shard=0).open(1, "preprocess", [AttemptWorker(index=0, rank=0, pod=pod)])
-    history = History(run, shard=0)
-    assert (history.reason, history.in_vain("preprocess")) == (reason, counted)
+def test_what_ended_without_a_word(tmp_path: Path, stage: Work, pod: str, reason: str, counted: int) -> None:
+    """Out of the machine's memory, for instance: that is no Ctrl-C, and no failure either."""
+    run, shard = open_storage(str(tmp_path)), 0 if stage == "preprocess" else None
+    History(run, shard=shard).open(1, stage, [AttemptWorker(index=0, rank=0, pod=pod)])
+    history = History(run, shard=shard)
+    assert (history.reason, history.used(stage), history.in_vain(stage)) == (reason, counted, [reason] * counted)
 
 
 def test_what_a_person_stopped_is_no_attempt(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from deepfake_detector.supervisor import sigterm
 from deepfake_detector.supervisor.child import TAIL_BYTES, TAIL_LINES, Child, describe_end, tail
 
 
@@ -119,3 +121,32 @@ def test_child_killed_by_its_supervisor_did_not_run_out_of_memory(tmp_path: Path
         return (await child.wait()).reason
 
     assert asyncio.run(run()) == "killed by signal 9 (SIGKILL)"
+
+
+def test_sigterm_while_a_child_starts_ends_it_and_is_told() -> None:
+    """It comes when the child runs and its process group is not known yet."""
+    script = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from deepfake_detector.supervisor import sigterm
+from deepfake_detector.supervisor.child import Child
+
+start = asyncio.create_subprocess_exec
+
+async def start_and_be_told_to_end(*command, **options):
+    process = await start(*command, **options)
+    os.kill(os.getpid(), signal.SIGTERM)
+    return process
+
+async def run():
+    asyncio.create_subprocess_exec = start_and_be_told_to_end
+    child = await Child.start([sys.executable, "-c", "import signal; signal.pause()"], {}, Path(os.devnull))
+    print((await child.wait()).reason, flush=True)
+    sigterm.leave()
+
+sigterm.FAREWELL_SECONDS = 60.0
+sigterm.end_on_sigterm()
+asyncio.run(run())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout) == (143, f"{sigterm.SAID}\n"), done.stderr

@@ -120,7 +120,9 @@ class Operations(Section):
     """How the work is carried out. Nothing here may change a result."""
 
     max_lost_fraction: float = Field(0.2, ge=0, le=1, description="share of lost videos above which training refuses")
-    attempts: int = Field(20, ge=1, description="lives of training's processes, over the run, and of each shard's")
+    attempts: int = Field(
+        20, ge=1, description="lives of training, over the run; of each shard and the export, since it last succeeded"
+    )
     rendezvous_seconds: float = Field(
         900, gt=0, description="how long the workers wait for each other; a Job's own back-off is up to 600"
     )

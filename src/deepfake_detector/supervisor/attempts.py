@@ -15,13 +15,18 @@ from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import WaitError
 from deepfake_detector.core.markers import Document, decode
+from deepfake_detector.supervisor import sigterm
+from deepfake_detector.supervisor.policy import COMPLETE
 
 Work = Literal["preprocess", "train", "export"]
 EXPORTED = "the model is exported"
 SHARD_DONE = "the shard is done"
 KEEPER_GONE = "the supervisor that kept the rendezvous is gone"
 POD_GONE = "its pod was lost, or killed with all that ran in it"
-STOPPED = "ended with the command that ran it (Ctrl-C, a shutdown)"  # on one machine: no failure, and not counted
+STOPPED = "ended with the command that ran it (Ctrl-C, a shutdown)"
+SILENT = "ended without a word (killed, or its machine went down)"
+SUCCESSES = (COMPLETE, EXPORTED, SHARD_DONE)
+UNCOUNTED = (STOPPED, SILENT)  # on one machine, where each command gives up by itself what fails again and again
 REASONS = 3  # of the last attempts, told when there is none left
 
 
@@ -44,6 +49,11 @@ class Attempt(Document):
     started: float
     ended: float | None = None
     reason: str | None = None
+
+    @property
+    def on_one_machine(self) -> bool:
+        """It ran in no pod."""
+        return bool(self.workers) and not any(worker.pod for worker in self.workers)
 
 
 class History:
@@ -75,13 +85,13 @@ class History:
         return (self._attempts[-1].reason or "") if self._attempts else ""
 
     def used(self, stage: Work) -> int:
-        return sum(attempt.stage == stage and attempt.reason != STOPPED for attempt in self._attempts)
+        return sum(attempt.stage == stage and attempt.reason not in UNCOUNTED for attempt in self._attempts)
 
     def in_vain(self, stage: Work) -> list[str]:
         """Why the stage's attempts since its last success ended, and on which node, the latest first."""
         ended = (attempt for attempt in reversed(self._attempts) if attempt.stage == stage)
-        vain = itertools.takewhile(lambda attempt: attempt.reason not in (EXPORTED, SHARD_DONE), ended)
-        return [_with_node(attempt) for attempt in vain if attempt.reason != STOPPED]
+        vain = itertools.takewhile(lambda attempt: attempt.reason not in SUCCESSES, ended)
+        return [_with_node(attempt) for attempt in vain if attempt.reason not in UNCOUNTED]
 
     def open(self, number: int, stage: Work, workers: list[AttemptWorker]) -> None:
         """Create the attempt's object; raises WaitError when another keeper has opened this number."""
@@ -92,11 +102,13 @@ class History:
         self._attempts.append(attempt)
 
     def close(self, reason: str) -> None:
-        """Record why the latest attempt ended."""
+        """Record why the latest attempt ended; outside a pod SIGTERM is a person's, who goes on later: no failure."""
         if not self._attempts:
             return
-        ended = self._attempts[-1].model_copy(update={"ended": time.time(), "reason": reason})
-        self._attempts[-1] = ended
+        last = self._attempts[-1]
+        if sigterm.asked() and last.on_one_machine and reason not in SUCCESSES:
+            reason = STOPPED
+        ended = self._attempts[-1] = last.model_copy(update={"ended": time.time(), "reason": reason})
         self._run.write(layout.attempt(ended.attempt, self._shard), ended.encode())
 
 
@@ -108,10 +120,9 @@ def _with_node(attempt: Attempt) -> str:
 
 def _without_a_word(attempt: Attempt) -> str:
     """Why an attempt ended whose end nobody recorded."""
-    if attempt.stage == "train":
-        return KEEPER_GONE
-    on_one_machine = attempt.workers and not any(worker.pod for worker in attempt.workers)
-    return STOPPED if on_one_machine else POD_GONE
+    if attempt.on_one_machine:
+        return SILENT
+    return KEEPER_GONE if attempt.stage == "train" else POD_GONE
 
 
 def in_words(reasons: Sequence[str]) -> str:

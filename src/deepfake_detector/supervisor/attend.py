@@ -4,7 +4,7 @@ Kubernetes does not count a pod that obeyed SIGTERM, or that was evicted or lost
 those, or a spot node would fail the work. But a shard whose pods outgrow their scratch volume is evicted each time, and
 one that takes longer than any spot node lives is never done. So every life counts here, by operations.attempts, as in
 training; it is written down before the child starts, since an evicted pod has a second or less for its last words. On
-one machine nothing but the person and the launcher sends SIGTERM: that does not count.
+one machine neither SIGTERM counts, which only the person and the launcher send, nor an end without a word.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import asyncio
 import functools
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -28,14 +29,13 @@ from deepfake_detector.core.errors import (
 )
 from deepfake_detector.stages.runs import load_config
 from deepfake_detector.supervisor import sigterm
-from deepfake_detector.supervisor.attempts import EXPORTED, SHARD_DONE, STOPPED, AttemptWorker, History, in_words
+from deepfake_detector.supervisor.attempts import EXPORTED, SHARD_DONE, AttemptWorker, History, in_words
 from deepfake_detector.supervisor.child import Child, End, follow
 from deepfake_detector.supervisor.logs import STORE_SECONDS, store_log, within
 from deepfake_detector.supervisor.policy import WITHOUT_SUCCESS, exhausted
 from deepfake_detector.supervisor.where import NOWHERE, Where
 
 log = logging.getLogger(__name__)
-FAREWELL_SECONDS = 2.0  # after SIGTERM, for the log and the reason of its end
 
 
 class AttemptsError(DetectorError):
@@ -70,7 +70,7 @@ def attend(
     storage = open_storage(run)
     history = _begin(storage, stage, index, where)
     output = scratch / f"{stage}-{index}.log"
-    with sigterm.farewell(FAREWELL_SECONDS):
+    with sigterm.farewell():
         end = asyncio.run(_run(command, environment, output))
         within(STORE_SECONDS, functools.partial(_conclude, storage, stage, index, where, history, output, end))
         sigterm.leave()
@@ -85,7 +85,7 @@ def _begin(run: Storage, stage: Literal["preprocess", "export"], index: int, whe
     if limit is not None and len(vain) >= limit:
         whose = f"shard {index}" if stage == "preprocess" else "the export"
         raise AttemptsError(exhausted(len(vain), limit, in_words(vain), whose, WITHOUT_SUCCESS))
-    history.open(history.last + 1, stage, [AttemptWorker(index=index, rank=0, pod=where.pod, node=where.node)])
+    history.open(history.last + 1, stage, [AttemptWorker(index=index, rank=0, **asdict(where))])
     return history
 
 
@@ -104,19 +104,20 @@ async def _run(command: Sequence[str], environment: Mapping[str, str], output: P
 
 
 def _conclude(run: Storage, stage: str, index: int, where: Where, history: History, output: Path, end: End) -> None:
-    """Keep what it said and why it ended; where storage is away, that it has begun is there already."""
-    succeeded = end.status == EXIT_OK and not sigterm.asked()
-    store_log(run, layout.log(stage, index, history.last), output, where.of(f"{stage} {index}"), end)
+    """Keep why it ended, then what it said; where storage is away, that it has begun is there already.
+
+    In this order: a success whose end is not recorded counts as a failure, and so do all that came before it.
+    """
     exporting = stage == "export"  # told apart from training's attempts, among which it is
+    if end.status == EXIT_OK:
+        reason = EXPORTED if exporting else SHARD_DONE
+    else:
+        reason = f"export: {end.reason}" if exporting else end.reason
     try:
-        if succeeded:
-            history.close(EXPORTED if exporting else SHARD_DONE)
-        elif sigterm.asked() and not where.pod:  # by a person: see STOPPED
-            history.close(STOPPED)
-        else:
-            history.close(f"export: {end.reason}" if exporting else end.reason)
+        history.close(reason)
     except DetectorError as error:
         log.warning("attempt %d of %s %d: its end was not stored: %s", history.last, stage, index, error)
+    store_log(run, layout.log(stage, index, history.last), output, where.of(f"{stage} {index}"), end)
 
 
 def _error(end: End) -> ChildError:

@@ -50,7 +50,7 @@ class Child:
         """Run `command` with stdout and stderr in the file `log`. root: of the kernel's files (adapters.machine)."""
         log.parent.mkdir(parents=True, exist_ok=True)
         memory = memory_use(root)
-        with log.open("wb") as output:
+        with log.open("wb") as output, sigterm.farewell():
             process = await asyncio.create_subprocess_exec(
                 *leashed(command),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -59,7 +59,9 @@ class Child:
                 env={**environment, "PYTHONUNBUFFERED": "1"},  # lines in their order, and none lost to SIGKILL
                 start_new_session=True,
             )
-        sigterm.groups.add(process.pid)
+            sigterm.groups.add(process.pid)
+            if sigterm.asked():  # in the meantime
+                sigterm.kill_group(process.pid)
         return cls(process, log, memory, root)
 
     def kill(self) -> None:

@@ -7,14 +7,14 @@ import contextlib
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import EXIT_UNAVAILABLE, DetectorError, NotFoundError, PeerError, WaitError
 from deepfake_detector.core.waiting import workers_missing
-from deepfake_detector.supervisor import sigterm, wire
-from deepfake_detector.supervisor.attempts import STOPPED, AttemptWorker, History
+from deepfake_detector.supervisor import wire
+from deepfake_detector.supervisor.attempts import AttemptWorker, History
 from deepfake_detector.supervisor.policy import (
     Action,
     Close,
@@ -65,13 +65,10 @@ def read_address(run: Storage) -> Peer | None:
 
 
 class Keeper:
-    """Keeps the rendezvous of a run for as long as training lasts.
-
-    patience: seconds to wait for a worker. in_pod: else SIGTERM is a person's, who goes on later, and no failure.
-    """
+    """Keeps the rendezvous of a run for as long as training lasts. patience: seconds to wait for a worker."""
 
     def __init__(
-        self, run: Storage, history: History, peers: Sequence[Peer], *, attempts: int, patience: float, in_pod: bool
+        self, run: Storage, history: History, peers: Sequence[Peer], *, attempts: int, patience: float
     ) -> None:
         self._run = run
         self._history = history
@@ -82,7 +79,6 @@ class Keeper:
         self._links: dict[int, asyncio.StreamWriter] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._finish: Finish | None = None
-        self._in_pod = in_pod
         self._settled = asyncio.Event()
         self._settled.set()
 
@@ -139,11 +135,7 @@ class Keeper:
                     self._settled.clear()
                     places = [
                         AttemptWorker(
-                            index=worker.index,
-                            rank=rank,
-                            address=worker.address(attempt),
-                            pod=worker.where.pod,
-                            node=worker.where.node,
+                            index=worker.index, rank=rank, address=worker.address(attempt), **asdict(worker.where)
                         )
                         for rank, worker in enumerate(workers)
                     ]
@@ -155,8 +147,7 @@ class Keeper:
                     self._send(index, {"type": "stop"})
                 case Close(attempt, reason):
                     log.info("attempt %d ended: %s", attempt, reason)
-                    stopped = sigterm.asked() and not self._in_pod
-                    await asyncio.to_thread(self._history.close, STOPPED if stopped else reason)
+                    await asyncio.to_thread(self._history.close, reason)
                     self._settled.set()
                 case Finish(status, message):
                     self._finish = action

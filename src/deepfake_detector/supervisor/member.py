@@ -187,6 +187,10 @@ class Member:
 
     async def _report(self, child: Child, writer: asyncio.StreamWriter, attempt: int, rank: int) -> None:
         """Tell the rendezvous of the child's end at once; its log is stored meanwhile."""
+        with sigterm.farewell():
+            await self._tell_end(child, writer, attempt, rank)
+
+    async def _tell_end(self, child: Child, writer: asyncio.StreamWriter, attempt: int, rank: int) -> None:
         async with follow(child.log, self._place.verbose):
             end = await child.wait()
         if sigterm.asked():

@@ -14,10 +14,8 @@ from deepfake_detector.core.waiting import Budget
 from deepfake_detector.supervisor.where import NOWHERE, Where, on
 
 COMPLETE = "training is complete"
-OVER_THE_RUN, WITHOUT_SUCCESS = (
-    "over the run",
-    "without success",
-)  # what is counted: all attempts; the last ones in vain
+OVER_THE_RUN = "over the run"  # all attempts are counted
+WITHOUT_SUCCESS = "without success"  # those since the last success are
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,11 @@ from types import FrameType
 from deepfake_detector.core.errors import EXIT_TERMINATED
 
 SAID = "SIGTERM: told to end (the pod was deleted, moved or stopped)"
+FAREWELL_SECONDS = 2.0  # at most, for the child's log and the reason of its end: a replacement waits for this one
 
 groups: set[int] = set()  # process groups of the living children
 _message_file: str | None = None
-_farewell_seconds = 0.0
+_farewells = 0
 _asked = False
 
 
@@ -34,21 +35,21 @@ def end_on_sigterm(message_file: str | None = None) -> None:
 
 
 @contextlib.contextmanager
-def farewell(seconds: float) -> Iterator[None]:
-    """Meanwhile SIGTERM kills the children, and their end may still be told: this process has `seconds` for it.
+def farewell() -> Iterator[None]:
+    """From before a child's start until its end is told: SIGTERM kills it, and leaves FAREWELL_SECONDS for the telling.
 
-    Whoever has told it calls `leave`.
+    Whoever has told it calls `leave`. Some may be open at a time.
     """
-    global _farewell_seconds
-    _farewell_seconds = seconds
+    global _farewells
+    _farewells += 1
     try:
         yield
     finally:
-        _farewell_seconds = 0.0
+        _farewells -= 1
 
 
 def asked() -> bool:
-    """Whether SIGTERM has come; the children are dead then."""
+    """Whether SIGTERM has come; the children are dead then, or about to be."""
     return _asked
 
 
@@ -73,8 +74,8 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
     if _message_file:
         with contextlib.suppress(OSError), open(_message_file, "w") as file:  # nothing may keep it from ending
             file.write(f"{SAID}\n")
-    if not _farewell_seconds or not bereaved:
+    if not (_farewells or bereaved):
         leave()
-    timer = threading.Timer(_farewell_seconds, leave)
+    timer = threading.Timer(FAREWELL_SECONDS, leave)
     timer.daemon = True
     timer.start()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
 
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
@@ -17,9 +19,9 @@ from deepfake_detector.supervisor.keeper import Keeper
 from deepfake_detector.supervisor.logs import store_log
 from deepfake_detector.supervisor.member import Member, Place
 from deepfake_detector.supervisor.policy import WITHOUT_SUCCESS, exhausted
+from deepfake_detector.supervisor.where import Where
 
 log = logging.getLogger(__name__)
-FAREWELL_SECONDS = 0.8  # after SIGTERM, for the child's log: the pod that replaces this one waits for its end
 EXPORT_PAUSE_SECONDS = (0.5, 30.0)  # first and longest pause before another export
 
 
@@ -39,8 +41,7 @@ def supervise(place: Place, run: Storage, config: Config, *, train: Sequence[str
             f"worker {place.index} of {len(place.peers)} peers: expected train.workers={config.train.workers} of "
             f"them, and an index below ({run.uri}/{layout.CONFIG})"
         )
-    with sigterm.farewell(FAREWELL_SECONDS):
-        asyncio.run(_supervise(place, run, config, train, export))
+    asyncio.run(_supervise(place, run, config, train, export))
 
 
 async def _supervise(place: Place, run: Storage, config: Config, train: Sequence[str], export: Sequence[str]) -> None:
@@ -61,7 +62,7 @@ async def _train(place: Place, run: Storage, config: Config, command: Sequence[s
         history = await asyncio.to_thread(History, run)
         if history.used("train") >= limit:
             raise TrainingError(exhausted(history.used("train"), limit, history.reason))
-        keeper = Keeper(run, history, place.peers, attempts=limit, patience=patience, in_pod=bool(place.where.pod))
+        keeper = Keeper(run, history, place.peers, attempts=limit, patience=patience)
         member = Member(place, run, command, patience=patience, before_leaving=keeper.settled)
         error = await _keep(keeper, member, place)
     if error is not None:
@@ -94,23 +95,30 @@ async def _export(place: Place, run: Storage, config: Config, command: Sequence[
             await asyncio.sleep(pause)
             pause = min(2 * pause, EXPORT_PAUSE_SECONDS[1])
         number = history.last + 1
-        where = place.where
-        worker = AttemptWorker(index=place.index, rank=0, address=place.host, pod=where.pod, node=where.node)
-        await asyncio.to_thread(history.open, number, "export", [worker])
-        end = await _export_once(place, run, command, number)
-        complete = await asyncio.to_thread(run.exists, layout.DETECTOR)
-        await asyncio.to_thread(history.close, EXPORTED if complete else f"export: {end.reason}")
+        worker = AttemptWorker(index=place.index, rank=0, address=place.host, **asdict(place.where))
+        output = place.scratch / f"attempt-{number:05d}.log"
+        with sigterm.farewell():
+            await asyncio.to_thread(history.open, number, "export", [worker])
+            end = await _export_once(place, run, command, number, output)
+            complete = await asyncio.to_thread(_conclude_export, run, history, place.where, output, end)
         if end.status == EXIT_PERMANENT and not complete:
             raise TrainingError(f"export: {end.reason}")
 
 
-async def _export_once(place: Place, run: Storage, command: Sequence[str], number: int) -> End:
-    path = place.scratch / f"attempt-{number:05d}.log"
+async def _export_once(place: Place, run: Storage, command: Sequence[str], number: int, output: Path) -> End:
     environment = {**place.environment, "RUN": run.uri, "SCRATCH": str(place.scratch), "ATTEMPT": str(number)}
-    child = await Child.start(command, environment, path)
-    async with follow(path, place.verbose):
-        end = await child.wait()
-    title = place.where.of(f"attempt {number}, export")
-    await asyncio.to_thread(store_log, run, layout.log("export", 0, number), path, title, end)
-    sigterm.leave()
-    return end
+    child = await Child.start(command, environment, output)
+    async with follow(output, place.verbose):
+        return await child.wait()
+
+
+def _conclude_export(run: Storage, history: History, where: Where, output: Path, end: End) -> bool:
+    """Keep why it ended, then what it said; return whether the model is there. After SIGTERM this process ends here."""
+    number = history.last
+    try:
+        complete = run.exists(layout.DETECTOR)
+        history.close(EXPORTED if complete else f"export: {end.reason}")
+        store_log(run, layout.log("export", 0, number), output, where.of(f"attempt {number}, export"), end)
+        return complete
+    finally:
+        sigterm.leave()
