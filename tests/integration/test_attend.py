@@ -123,7 +123,7 @@ def test_the_lives_of_a_shard_are_shown_in_order(pod: Pod) -> None:
     pod.launch(POD_NAME="pod-3", NODE_NAME="node-1").order(0)
     assert pod.end(0)[0] == 0
     last = ["== logs/preprocess/0/00003.log", "some output\n--- preprocess 0, pod pod-3 on node-1: exit 0"]
-    assert shown(pod.run) == ["== preprocess 0: 2 older ones, which STAGE=preprocess POD=0 shows", *last]
+    assert shown(pod.run) == ["== preprocess 0: done; STAGE=preprocess POD=index shows what was said"]
     assert shown(pod.run, pod="0") == [
         f"== preprocess 0, attempt 1, pod pod-1 on node-1: no log of it is stored ({POD_GONE})",
         "== logs/preprocess/0/00002.log",

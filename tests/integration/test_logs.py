@@ -18,7 +18,16 @@ from deepfake_detector.cluster import logs
 from deepfake_detector.cluster.logs import TAIL_LINES, show_logs
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import NotFoundError
-from deepfake_detector.supervisor.attempts import POD_GONE, Attempt, AttemptWorker
+from deepfake_detector.supervisor.attempts import (
+    EXPORTED,
+    KEEPER_GONE,
+    POD_GONE,
+    SHARD_DONE,
+    Attempt,
+    AttemptWorker,
+    Work,
+)
+from deepfake_detector.supervisor.policy import COMPLETE
 from tests.integration.api_server import ApiServer
 from tests.integration.stand_in import StandIn, job, pod
 
@@ -47,6 +56,18 @@ def shown(cluster: Any, run: Storage, **choice: Any) -> list[str]:
     lines: list[str] = []
     assert show_logs(cluster, run.uri, write=lines.append, **choice) == 0
     return lines
+
+
+def lived(run: Storage, stage: Work, index: int, number: int, pod: str, reason: str | None, log: str = "") -> list[str]:
+    """A life and, with what it said, the log that it left; returns what `logs` shows of that log."""
+    worker = AttemptWorker(index=index, rank=0, pod=pod, node="node-1")
+    attempt = Attempt(attempt=number, stage=stage, workers=[worker], started=0.0, reason=reason)
+    run.write(layout.attempt(number, index if stage == "preprocess" else None), attempt.encode())
+    if not log:
+        return []
+    name, text = layout.log(stage, index, number), f"{log}\n--- {stage} {index}, pod {pod} on node-1: {reason}"
+    run.write(name, text.encode())
+    return [f"== {name}", text]
 
 
 def test_newest_of_all_after_the_pods_are_gone(run: Storage) -> None:
@@ -141,20 +162,16 @@ def test_the_last_life_is_shown_and_not_an_earlier_one(storage: Storage) -> None
     ]
     names = [each["metadata"]["name"] for each in pods]
     said = {name: [f"said by {name}"] for name in names}
-    first = f"--- preprocess 0, pod {names[0]} on node-1: exit 75: away"
-    storage.write("logs/preprocess/0/00001.log", first.encode())
-    for number, reason in ((1, "exit 75: away"), (2, POD_GONE), (3, None)):
-        place = AttemptWorker(index=0, rank=0, pod=names[number - 1], node="node-1")
-        attempt = Attempt(attempt=number, stage="preprocess", workers=[place], started=0.0, reason=reason)
-        storage.write(layout.attempt(number, 0), attempt.encode())
+    first = lived(storage, "preprocess", 0, 1, names[0], "exit 75: away", "said first")
+    lived(storage, "preprocess", 0, 2, names[1], POD_GONE)
+    lived(storage, "preprocess", 0, 3, names[2], None)
     older = "== preprocess 0: 2 older ones, which STAGE=preprocess POD=0 shows"
     running = [f"== {names[2]}: shard 0 runs on node-1", f"said by {names[2]}"]
     killed = [f"== {names[1]}: shard 0 failed: Failed", f"said by {names[1]}"]
     lost = f"== preprocess 0, attempt 2, pod {names[1]} on node-1: no log of it is stored ({POD_GONE})"
     assert shown(StandIn(pods=pods, said=said), storage) == [older, *running]
     assert shown(StandIn(pods=pods, said=said), storage, pod="0") == [
-        "== logs/preprocess/0/00001.log",
-        first,
+        *first,
         lost,
         *killed,
         *running,
@@ -163,6 +180,98 @@ def test_the_last_life_is_shown_and_not_an_earlier_one(storage: Storage) -> None
         f"== preprocess 0, attempt 3, pod {names[2]} on node-1: no log of it is stored (it runs, or was lost without"
     )
     assert shown(None, storage) == [older, f"{unknown} a word)"]
+
+
+def test_a_life_that_was_lost_is_told_while_its_replacement_waits(storage: Storage) -> None:
+    """Of shard 0 the pod of attempt 2 vanished with its node."""
+    lived(storage, "preprocess", 0, 1, "preprocess-first-0-0-abcde", "exit 75: away", "said first")
+    lived(storage, "preprocess", 0, 2, "preprocess-first-0-0-fghij", POD_GONE)
+    waiting = pod(storage.uri, "preprocess", 0, "Pending", suffix="klmno")
+    assert shown(StandIn(pods=[waiting]), storage) == [
+        "== preprocess 0: 1 older ones, which STAGE=preprocess POD=0 shows",
+        f"== preprocess 0, attempt 2, pod preprocess-first-0-0-fghij on node-1: no log of it is stored ({POD_GONE})",
+        "== preprocess-first-0-0-klmno: shard 0 waits for a node",
+        "(no output: pod preprocess-first-0-0-klmno: container has not started)",
+    ]
+
+
+def test_a_pods_own_log_is_in_its_lifes_place(storage: Storage) -> None:
+    killed = pod(storage.uri, "preprocess", 0, "Failed")
+    early = pod(storage.uri, "preprocess", 0, "Failed", suffix="fghij")  # before it could open an attempt
+    stored = pod(storage.uri, "preprocess", 0, "Failed", suffix="klmno")
+    names = [each["metadata"]["name"] for each in (killed, early, stored)]
+    cluster = StandIn(pods=[killed, early, stored], said={name: [f"said by {name}"] for name in names})
+    lived(storage, "preprocess", 0, 1, names[0], POD_GONE)
+    second = lived(storage, "preprocess", 0, 2, names[2], "exit 75: away", "said second")
+    assert shown(cluster, storage, pod="0") == [
+        f"== preprocess 0, attempt 1, pod {names[0]} on node-1: no log of it is stored ({POD_GONE})",
+        f"== {names[0]}: shard 0 failed: Failed",
+        f"said by {names[0]}",
+        *second,
+        f"== {names[1]}: shard 0 failed: Failed",
+        f"said by {names[1]}",
+    ]
+
+
+def test_what_succeeded_is_only_named(storage: Storage) -> None:
+    pods = [pod(storage.uri, "preprocess", index, "Succeeded") for index in range(4)]
+    pods[2] = pod(storage.uri, "preprocess", 2, "Failed")
+    pods.append(pod(storage.uri, "preprocess", 4))
+    names = [each["metadata"]["name"] for each in pods]
+    lived(storage, "preprocess", 0, 1, names[0], SHARD_DONE, "made")
+    lived(storage, "preprocess", 1, 1, names[1], SHARD_DONE)  # and could not store its log
+    failed = lived(storage, "preprocess", 2, 1, names[2], "exit 75: away", "not made")
+    lives = lived(storage, "preprocess", 3, 1, "preprocess-first-0-3-fghij", "exit 75: away", "not made yet")
+    lives += lived(storage, "preprocess", 3, 2, names[3], SHARD_DONE, "made")
+    lived(storage, "preprocess", 4, 1, names[4], None)
+    lived(storage, "export", 0, 1, "export-first-0-0-abcde", EXPORTED, "exported")
+    cluster = StandIn(pods=pods, said={name: [f"said by {name}"] for name in names})
+    assert shown(cluster, storage) == [
+        "== export 0: done; STAGE=export POD=index shows what was said",
+        "== preprocess 0-1, 3: done; STAGE=preprocess POD=index shows what was said",
+        *failed,
+        f"== {names[4]}: shard 4 runs on node-1",
+        f"said by {names[4]}",
+    ]
+    assert shown(cluster, storage, stage="preprocess", pod="3") == lives
+
+
+@pytest.mark.parametrize("choice", [{}, {"pod": "0"}], ids=["last life", "all lives"])
+def test_the_last_words_of_a_training_pod_that_was_killed(storage: Storage, choice: dict[str, str]) -> None:
+    """In its second attempt, with all that ran in it: the log of the first is the last that it stored."""
+    killed = pod(storage.uri, "train", 0, "Failed")
+    name = killed["metadata"]["name"]
+    first = lived(storage, "train", 0, 1, name, "worker 1: killed by signal 9", "step 1")
+    lived(storage, "train", 0, 2, name, KEEPER_GONE)
+    older = ["== train 0: 1 older ones, which STAGE=train POD=0 shows"]
+    assert shown(StandIn(pods=[killed], said={name: ["step 1", "step 2"]}), storage, **choice) == [
+        *(first if choice else older),
+        f"== train 0, attempt 2, pod {name} on node-1: no log of it is stored ({KEEPER_GONE})",
+        f"== {name}: worker 0 failed: Failed",
+        "step 1",
+        "step 2",
+    ]
+
+
+@pytest.mark.parametrize("choice", [{}, {"pod": "0"}], ids=["last life", "all lives"])
+def test_the_last_words_of_a_chief_that_was_killed_after_training(storage: Storage, choice: dict[str, str]) -> None:
+    killed = pod(storage.uri, "train", 0, "Failed")
+    name = killed["metadata"]["name"]
+    trained = lived(storage, "train", 0, 1, name, COMPLETE, "step 1")
+    own = [f"== {name}: worker 0 failed: Failed", "exporting"]
+    done = ["== train 0: done; STAGE=train POD=index shows what was said"]
+    cluster = StandIn(pods=[killed], said={name: ["exporting"]})
+    assert shown(cluster, storage, **choice) == [*(trained if choice else done), *own], "before the export began"
+    lived(storage, "export", 0, 2, name, POD_GONE)
+    lost = f"== export 0, attempt 2, pod {name} on node-1: no log of it is stored ({POD_GONE})"
+    expected = [lost, *own, *trained] if choice else [*done, lost, *own]
+    assert shown(cluster, storage, **choice) == expected, "once, in the export's place"
+
+
+def test_a_damaged_attempt_of_all_workers_is_said(run: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    shown(None, run)
+    said = f"an attempt is left out: {run.uri}/{layout.attempt(1)}: attempt: expected a valid Attempt"
+    assert capsys.readouterr().err.startswith(said)
 
 
 def test_a_damaged_attempt_is_named_in_place_of_its_log(storage: Storage) -> None:

@@ -8,14 +8,16 @@ import sys
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.adapters.storage import Storage, open_storage
-from deepfake_detector.core.errors import EXIT_OK, ClusterError, CorruptError, NotFoundError
+from deepfake_detector.cluster.lives import Kept, Lives, Place
+from deepfake_detector.core.errors import EXIT_OK, ClusterError, NotFoundError
+from deepfake_detector.core.findings import ranges
 from deepfake_detector.core.jobspec import is_over, run_selector
-from deepfake_detector.core.markers import decode
 from deepfake_detector.core.pods import (
     COMPONENT,
     FINISHED,
@@ -27,17 +29,13 @@ from deepfake_detector.core.pods import (
     state_of,
     subject_of,
 )
-from deepfake_detector.supervisor.attempts import Attempt
-from deepfake_detector.supervisor.where import NOWHERE, Where
 
 TAIL_LINES = 100  # of each running pod, where none was asked for by POD
 LAST_WORDS_SECONDS = 10.0  # for the rest of a pod's output to come, once it has ended, or should have
-_STORED = re.compile(r"logs/([a-z]+)/(\d+)/(attempts/|supervisor-|)(\d{5})\.(?:log|json)")
 _TOLD_POD = re.compile(r"\n--- [^:\n]*, pod ([^\s:]+)(?: on [^\s:]+)?: ")  # in a log's last line (supervisor/where.py)
 _POD_NAME = re.compile(r"([a-z]+)-.*-(\d+)-[a-z0-9]{5}")  # <stage>-<slug>-<hash>-<index>-<random>
 
 Write = Callable[[str], None]
-Place = tuple[str, int]  # stage, index
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def show_logs(
     write: Write = print,
 ) -> int:
     """Write what the run's processes said, oldest first: of each (stage, index) the last life, as it is stored or,
-    where it runs or could not store it, from the cluster; with `pod` all of its lives.
+    where it runs or could not store it, from the cluster; those that succeeded are only named. With `pod` all lives.
 
     cluster: None, or one that is away: what is stored only. follow: go on with running pods, and those that replace
     them, until the run's Jobs are over. Raises NotFoundError, saying what there is, when nothing matches. Returns 0.
@@ -79,23 +77,15 @@ def show_logs(
     run = open_storage(run_uri)
     wanted = Wanted(stage or "", pod or "")
     pods = _pods(cluster, run)
-    stored = _stored(run)
+    lives = Lives(run)
     mine = [each for each in pods if wanted.takes(each)]
-    chosen = {place: kept for place, kept in stored.items() if wanted.takes_stored(place)}
+    chosen = [place for place in lives.places if wanted.takes_stored(place)]
     if not mine and not chosen:
-        raise NotFoundError(_nothing(run, wanted, pods, stored))
-    at_work = {_place(each) for each in mine if phase_of(each) not in FINISHED}
-    told: set[str] = set()
-    for place, kept in sorted(chosen.items()):
-        told |= _write_stored(run, place, kept, everything=bool(pod), at_work=place in at_work, write=write)
+        raise NotFoundError(_nothing(run, wanted, pods, lives.places))
+    _Past(cluster, run, lives, pods, mine, write, everything=bool(pod)).show(chosen)
     if cluster is None:
         return EXIT_OK
-    # What an ended pod said is stored, unless it was killed or could not reach the bucket: its own log is all then.
     ended = [each for each in mine if phase_of(each) in FINISHED]
-    last = {_place(each): name_of(each) for each in mine}.values()
-    for each in ended:
-        if name_of(each) not in told and (pod or name_of(each) in last):
-            _write_pod(cluster, each, None if pod else TAIL_LINES, write)
     jobs = [job for job in cluster.jobs(run_selector(run.uri)) if wanted.takes_job(job)] if follow else []
     if not all(is_over(job) for job in jobs):
         _Followed(cluster, run, wanted, jobs, ended, write).until_over()
@@ -116,71 +106,83 @@ def _pods(cluster: Cluster | None, run: Storage) -> list[dict[str, Any]]:
         return []
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """Names of what is stored of one place, by number and so oldest first.
+class _Past:
+    """What lives that are over have said, place by place.
 
-    logs: of its children, one for each life; supervisors: logs of those that failed. attempts: of a shard, all of its
-    lives, also those that ended before they could store a log.
+    It is stored, unless their pod was killed or could not reach the bucket: then its own log is all, while it is there.
     """
 
-    logs: dict[int, str] = field(default_factory=dict)
-    supervisors: dict[int, str] = field(default_factory=dict)
-    attempts: dict[int, str] = field(default_factory=dict)
+    def __init__(
+        self,
+        cluster: Cluster | None,
+        run: Storage,
+        lives: Lives,
+        pods: Sequence[Manifest],
+        mine: Sequence[Manifest],
+        write: Write,
+        *,
+        everything: bool,
+    ) -> None:
+        """pods: of the run, oldest first; mine: those of them that are asked for. everything: also of earlier lives."""
+        self._cluster, self._run, self._lives, self._write = cluster, run, lives, write
+        self._everything = everything
+        self._ended = {name_of(pod): pod for pod in pods if phase_of(pod) in FINISHED}
+        self._at_work = {name_of(pod) for pod in mine} - set(self._ended)  # what these say is shown later
+        self._asked: dict[Place, list[str]] = defaultdict(list)  # names, oldest first
+        for pod in mine:
+            self._asked[_place(pod)].append(name_of(pod))
+        self._told: set[str] = set()  # names of pods that have said no more
 
+    def show(self, chosen: Sequence[Place]) -> None:
+        self._lives.read(chosen, everything=self._everything)
+        done = set() if self._everything else {place for place in chosen if self._lives.is_done(place)}
+        for stage, places in groupby(sorted(done), key=lambda place: place[0]):
+            indexes = ranges(index for _, index in places)
+            self._write(f"== {stage} {indexes}: done; STAGE={stage} POD=index shows what was said")
+        for place in sorted({*chosen, *self._asked}):
+            kept = self._lives.kept(place)
+            if place in done:
+                self._tell({self._lives.pod(place, kept.lives[-1])}, succeeded=True)
+            self._show_place(place, kept, done=place in done)
 
-def _stored(run: Storage) -> dict[Place, _Kept]:
-    found: dict[Place, _Kept] = defaultdict(_Kept)
-    for entry in run.list("logs/"):
-        if match := _STORED.fullmatch(entry.name):
-            kept = found[match[1], int(match[2])]
-            names = {"attempts/": kept.attempts, "supervisor-": kept.supervisors, "": kept.logs}[match[3]]
-            names[int(match[4])] = entry.name
-    return dict(found)
+    def _show_place(self, place: Place, kept: Kept, *, done: bool) -> None:
+        lives, supervisors = [] if done else kept.lives, sorted(kept.supervisors)
+        shown, failed = (lives, supervisors) if self._everything else (lives[-1:], supervisors[-1:])
+        if older := len(lives) + len(supervisors) - len(shown) - len(failed):
+            stage, index = place
+            self._write(f"== {stage} {index}: {older} older ones, which STAGE={stage} POD={index} shows")
+        for number in shown:
+            if number in kept.logs:
+                self._tell(self._show_log(kept.logs[number]), succeeded=self._lives.succeeded(place, number))
+            elif (pod := self._lives.pod(place, number)) not in self._at_work:
+                self._write(f"== {self._lives.unlogged(place, number)}")
+                self._show_own(pod)
+        for number in failed:
+            self._tell(self._show_log(kept.supervisors[number]), succeeded=False)
+        asked = self._asked[place]
+        for pod in asked if self._everything else asked[-1:]:
+            if pod not in self._told:
+                self._show_own(pod)
 
+    def _tell(self, pods: set[str], *, succeeded: bool) -> None:
+        """These said last what was shown; but a pod that failed after its child succeeded has more to say."""
+        self._told |= {pod for pod in pods if not succeeded or phase_of(self._ended.get(pod, {})) != "Failed"}
 
-def _write_stored(
-    run: Storage, place: Place, kept: _Kept, *, everything: bool, at_work: bool, write: Write
-) -> set[str]:
-    """Write the last life, or everything; returns the names of the pods that it was said in.
+    def _show_log(self, name: str) -> set[str]:
+        """Returns the name of the pod that it was said in."""
+        self._write(f"== {name}")
+        try:
+            text = self._run.read(name).decode(errors="replace")
+        except NotFoundError:  # removed since
+            return set()
+        self._write(text.rstrip("\n"))
+        return set(_TOLD_POD.findall(f"\n{text}")[-1:])
 
-    at_work: a pod of this place is there, which tells of the last life itself where no log of it is stored.
-    """
-    stage, index = place
-    lives, supervisors = sorted({*kept.logs, *kept.attempts}), sorted(kept.supervisors)
-    shown, failed = (lives, supervisors) if everything else (lives[-1:], supervisors[-1:])
-    if older := len(lives) + len(supervisors) - len(shown) - len(failed):
-        write(f"== {stage} {index}: {older} older ones, which STAGE={stage} POD={index} shows")
-    told: set[str] = set()
-    for number in shown:
-        if number in kept.logs:
-            told |= _write_log(run, kept.logs[number], write)
-        elif not at_work or number != lives[-1]:
-            write(f"== {_unlogged(run, place, kept.attempts[number])}")
-    for number in failed:
-        told |= _write_log(run, kept.supervisors[number], write)
-    return told
-
-
-def _write_log(run: Storage, name: str, write: Write) -> set[str]:
-    write(f"== {name}")
-    try:
-        text = run.read(name).decode(errors="replace")
-    except NotFoundError:  # removed since
-        return set()
-    write(text.rstrip("\n"))
-    return set(_TOLD_POD.findall(f"\n{text}")[-1:])
-
-
-def _unlogged(run: Storage, place: Place, name: str) -> str:
-    """A life of a shard that left no log, in words."""
-    try:
-        attempt = decode(Attempt, run.read(name), f"{run.uri}/{name}")
-    except (CorruptError, NotFoundError) as error:
-        return str(error)
-    where = [Where(worker.pod, worker.node) for worker in attempt.workers] or [NOWHERE]
-    title = where[0].of(f"{place[0]} {place[1]}, attempt {attempt.attempt}")
-    return f"{title}: no log of it is stored ({attempt.reason or 'it runs, or was lost without a word'})"
+    def _show_own(self, name: str) -> None:
+        """The log of a pod that has ended, once."""
+        pod = self._ended.pop(name, None)
+        if self._cluster and pod:
+            _write_pod(self._cluster, pod, None if self._everything else TAIL_LINES, self._write)
 
 
 def _write_pod(cluster: Cluster, pod: Manifest, tail_lines: int | None, write: Write) -> None:
