@@ -57,6 +57,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Storage:
     (videos / "labels.csv").write_text("path,label,group\nfake/late.mp4,fake,clip 0\nreal/clip 0.mp4,real,clip 0\n")
     once = {
         "operations__decoders": 1,
+        "model__head": "mean",
+        "train__augment": False,
         "train__workers": 1,
         "train__threads": 1,
         "train__epochs": 1,

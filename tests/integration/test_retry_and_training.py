@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,9 +35,10 @@ class Case:
     """A run with a finished first round. late: labelled files that are not there."""
 
     def __init__(self, folder: Path, run: str = "") -> None:
-        self.late = make_videos(folder / "videos")
+        self.videos = folder / "videos"
+        self.late = make_videos(self.videos)
         self.run: Storage = open_storage(run or str(folder / "run"))
-        changes = {"data.videos": str(folder / "videos"), "data.shards": 2, "operations.attempts": 1}
+        changes = {"data.videos": str(self.videos), "data.shards": 2, "operations.attempts": 1}
         self.config = override(resolve("demo"), changes, "the test")
         save_config(self.run, self.config, {})
         make_plan(self.run, self.config)
@@ -49,6 +51,13 @@ class Case:
         """Up to the first checkpoint."""
         marker = checkpoint_marker(self.config, records_fingerprint=open_records(self.run).fingerprint)
         self.run.write(layout.checkpoint_marker(marker.step), marker.encode())
+
+    def export(self) -> None:
+        """The end of the training, and the export; nobody needs the videos any more."""
+        self.run.write(layout.TRAINED, trained_marker(self.config).encode())
+        self.run.write(layout.DETECTOR, detector_manifest(self.config).encode())
+        shutil.rmtree(self.videos)
+        self.videos.touch()  # any attempt to list them fails
 
 
 def after_its_retry(case: Case) -> None:
@@ -89,10 +98,9 @@ def test_the_same_command_goes_on_with_the_training(
     output = capsys.readouterr().out
     assert output.startswith(said)
     assert "train: 2 processes" in output
-    case.run.write(layout.TRAINED, trained_marker(case.config).encode())
-    case.run.write(layout.DETECTOR, detector_manifest(case.config).encode())
+    case.export()
     assert run_local(case.run, load_config(case.run), retry_lost=True, commands=COMMANDS) == 0
-    assert capsys.readouterr().out == f"{said}{case.run.uri}/{layout.MODEL}: done before, nothing to do\n"
+    assert capsys.readouterr().out == f"{case.run.uri}/{layout.MODEL}: done before, nothing to do\n"
     after = snapshot(Path(case.run.uri))
     assert {name: after[name] for name in files} == files
     assert not [name for name in after.keys() - files.keys() if "/retries/" in name]
@@ -134,6 +142,15 @@ def test_what_it_has_not_tried_is_refused(tmp_path: Path, before: Callable[[Case
         run_local(case.run, load_config(case.run), retry_lost=True, commands=COMMANDS)
     assert snapshot(Path(case.run.uri)) == files
     assert run_local(case.run, load_config(case.run), commands=COMMANDS) == 0, "without it training goes on"
+
+
+def test_what_no_retry_has_tried_is_refused_when_all_is_done_too(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    never_tried(case)
+    case.export()
+    with pytest.raises(ConfigError, match=r"checkpoints/trained\.json: training has begun on these records"):
+        run_local(case.run, load_config(case.run), retry_lost=True, commands=COMMANDS)
+    assert run_local(case.run, load_config(case.run), commands=COMMANDS) == 0
 
 
 def test_messages_name_the_word_that_was_typed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -75,12 +76,16 @@ def test_any_sequence_of_rounds(shards: int, rounds: int, chance: random.Random)
         require_closed(planned(run).values(), "the test")
 
 
-def test_files_that_are_still_missing_make_no_round(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pathless", [False, True], ids=["this version", "an earlier one's plan"])
+def test_files_that_are_still_missing_make_no_round(tmp_path: Path, pathless: bool) -> None:
     late = make_videos(tmp_path / "videos")
     run = open_storage(str(tmp_path / "run"))
     config = override(resolve("demo"), {"data.videos": str(tmp_path / "videos"), "data.shards": 2}, "the test")
     save_config(run, config, {})
-    make_plan(run, config)
+    plan = make_plan(run, config)
+    if pathless:
+        lost = [replace(video, path="") for video in plan.lost]
+        run.write(layout.PLAN, plan.model_copy(update={"lost": lost}).encode())
     preprocess(run, config, 0, 2, lambda: Outcome.OK)
     upcoming = next_retry(run)
     assert upcoming.shards == 0

@@ -161,6 +161,21 @@ def test_a_file_that_came_is_known_by_its_path(came: list[str], labels: list[str
     assert [each.detail for each in retry.left] == ([] if tried else [NOT_THERE])
 
 
+@pytest.mark.parametrize(
+    ("found", "tried"),
+    [
+        pytest.param([video("x", path="far/x.mp4")], "far/x.mp4", id="there"),
+        pytest.param([video("y", path="far/x.mp4")], "", id="another key"),
+        pytest.param([video("x", path="a.mp4")], "", id="a planned file under its key"),
+    ],
+)
+def test_a_file_that_an_earlier_version_missed_is_known_by_its_key(found: list[FoundVideo], tried: str) -> None:
+    """Its plan does not tell the path."""
+    retry = retry_of([planned("a")], [outcome("a", Outcome.OK), replace(MISSING, path="")], found)
+    assert [(each.key, each.path) for each in retry.videos] == ([("x", tried)] if tried else [])
+    assert [each.detail for each in retry.left] == ([] if tried else [NOT_THERE])
+
+
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
 def test_a_path_is_known_in_either_form(form: Literal["NFC", "NFD"]) -> None:
     missing = outcome("x\u00e9", Outcome.MISSING_FILE)
@@ -200,11 +215,14 @@ def collections(draw: st.DrawFn) -> tuple[list[FoundVideo], set[str]]:
     return videos, {name for name in names if draw(st.booleans())}
 
 
-@given(collections(), st.integers(1, 5), st.randoms(use_true_random=False), st.integers(0, 4))
+@given(collections(), st.integers(1, 5), st.randoms(use_true_random=False), st.integers(0, 4), st.booleans())
 def test_any_sequence_of_rounds(
-    collection: tuple[list[FoundVideo], set[str]], shards: int, chance: random.Random, rounds: int
+    collection: tuple[list[FoundVideo], set[str]], shards: int, chance: random.Random, rounds: int, pathless: bool
 ) -> None:
-    """Every video has one outcome, no source is in two splits, and nothing that was settled changes."""
+    """Every video has one outcome, no source is in two splits, and nothing that was settled changes.
+
+    pathless: the first plan is an earlier version's.
+    """
     videos, missing = collection
     there = [each for each in videos if each.key not in missing]
     groups = group_videos(there)
@@ -212,6 +230,8 @@ def test_any_sequence_of_rounds(
     so_far = {each.key: planned(each.key, splits[groups[each.key]], groups[each.key], each.label) for each in there}
     reports = [[outcome(key, chance.choice(TRIED)) for key in so_far]]
     lost_by_plan = [outcome(each.key, Outcome.MISSING_FILE, each.label) for each in videos if each.key in missing]
+    if pathless:
+        lost_by_plan = [replace(each, path="") for each in lost_by_plan]
     for _ in range(rounds):
         before = dict(so_far)
         outcomes = latest([*lost_by_plan, *(each for report in reports for each in report)])

@@ -103,7 +103,7 @@ def plan_retry(
     of its inputs.
     """
     lost = {key: outcome for key, outcome in sorted(outcomes.items()) if outcome.outcome is not Outcome.OK}
-    missing = missing_files(planned, lost)
+    missing = _with_paths(missing_files(planned, lost), planned, found)
     came = arrivals(missing, (video.path for video in found))
     known = _as_recorded(planned, came, found)
     arrived = {video.key: video for video in _arrived(planned, missing, known, data)} if came else {}
@@ -140,6 +140,15 @@ def describe_never(summary: RecordsSummary) -> list[str]:
 
 def _left_alone(counts: Mapping[tuple[str, str], int]) -> list[str]:
     return [f"not tried again: {name} {count} ({detail})" for (name, detail), count in sorted(counts.items())]
+
+
+def _with_paths(
+    missing: Mapping[str, VideoOutcome], planned: Mapping[str, PlannedVideo], found: Iterable[FoundVideo]
+) -> dict[str, VideoOutcome]:
+    """Where the plan of an earlier version tells no path of a missing file, that of the file which has its key now."""
+    known = {video.path for video in planned.values()}
+    by_key = {video.key: video.path for video in found if video.path not in known}
+    return {key: replace(video, path=video.path or by_key.get(key, "")) for key, video in missing.items()}
 
 
 def _as_recorded(

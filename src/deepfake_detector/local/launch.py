@@ -29,7 +29,7 @@ from deepfake_detector.core.errors import (
 from deepfake_detector.core.topology import PORTS
 from deepfake_detector.display import PreprocessDisplay, TrainDisplay, describe_records
 from deepfake_detector.local.processes import Job, JobError, Processes, free_blocks, module
-from deepfake_detector.stages.retry import NextRetry, describe_gain, next_retry, tried_before_training
+from deepfake_detector.stages.retry import NextRetry, describe_gain, next_retry, retries_trained_on
 from deepfake_detector.stages.runs import has_begun, records_storage
 from deepfake_detector.supervisor.child import End
 
@@ -62,13 +62,15 @@ def run_local(
     error of the job that failed and its status, ConfigError, DataError and StorageError. Ctrl-C and SIGTERM end every
     job; the same call goes on.
     """
-    begun = tried_before_training(run) if retry_lost else ""
-    if begun:
-        print(begun)
-    retry = next_retry(run, RETRY_LOST) if retry_lost and not begun else None
-    if run.exists(layout.DETECTOR):
+    exported = run.exists(layout.DETECTOR)  # the videos may be gone then
+    trained_on = retries_trained_on(run, look=not exported) if retry_lost else None
+    retry = next_retry(run, RETRY_LOST) if retry_lost and trained_on is None else None
+    if exported:
         print(f"{run.uri}/{layout.MODEL}: done before, nothing to do")
         return EXIT_OK
+    if trained_on is not None:
+        what = f"with retry {trained_on} of lost videos" if trained_on else "and no lost video may be tried again"
+        print(f"{run.uri}: training has begun {what}: it goes on")
     commands = commands or Commands()
     with (
         tempfile.TemporaryDirectory(prefix="deepfake-detector-") as folder,

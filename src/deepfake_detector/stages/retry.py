@@ -15,7 +15,7 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.datasets import FoundVideo, find_videos
 from deepfake_detector.core.errors import ConfigError, DataError
-from deepfake_detector.core.markers import PlanSummary, RecordsSummary
+from deepfake_detector.core.markers import PlanSummary, RecordsSummary, ShardReport
 from deepfake_detector.core.outcomes import Outcome, PlannedVideo, VideoOutcome
 from deepfake_detector.core.plan import Plan, count_videos
 from deepfake_detector.core.retry import (
@@ -74,7 +74,7 @@ def next_retry(run: Storage, asked: str = "a retry") -> NextRetry:
     summary = rounds[-1].summary
     shards, left = shards_for(summary, config.data), describe_never(summary)
     if only_missing(summary):
-        retry, _ = _plan(run, config, rounds)
+        retry, _ = _plan(run, config, rounds, _reports(rounds))
         shards, left = shards if retry.videos else 0, describe_left(retry)
     if shards:
         return NextRetry(number, shards)
@@ -86,25 +86,24 @@ def _nothing_to_try(run: Storage, summary: RecordsSummary) -> str:
     return f"{run.uri}: no {'lost video may be tried again' if some else 'video is lost, nothing to try again'}"
 
 
-def tried_before_training(run: Storage) -> str:
-    """A line for people where the run's training has begun and a retry has nothing to add to it; "" otherwise.
+def retries_trained_on(run: Storage, *, look: bool) -> int | None:
+    """How many retries the run's training has, where a further one has nothing to add to it.
 
-    The records that a training began with name the rounds that it has. What a retry could try beside them is new where
-    none of their retries has tried it: a file that has come since, for instance, or all that is lost where training
-    began before any retry. Raises what `make_retry_plan` raises of the videos' folder.
+    None where training has not begun on records of the run's own, or where something could be tried that none of these
+    retries has tried: all that is lost where training began before any retry, or a missing file that has come since.
+    look: whether to list the videos for such files; raises what `make_retry_plan` raises of their folder.
     """
-    from deepfake_detector.training.dataset import open_records
+    from deepfake_detector.training.dataset import records_of
 
-    fingerprint = trained_records(run)
-    if fingerprint is None or records_storage(run).uri != run.uri:
-        return ""
-    rounds = open_records(run, fingerprint).rounds
-    tried = {video.key for each in rounds[1:] for video in load_plan(each.storage)[1]}
-    retry, _ = _plan(run, load_config(run), rounds)
-    if any(video.key not in tried for video in retry.videos):
-        return ""
-    what = f"with retry {len(rounds) - 1} of lost videos" if tried else "and no lost video may be tried again"
-    return f"{run.uri}: training has begun {what}: it goes on"
+    fingerprint, rounds = trained_records(run), finished_rounds(run)
+    if fingerprint is None or not rounds or records_storage(run).uri != run.uri:
+        return None
+    reports = _reports(rounds)
+    trained_on = len(records_of(rounds, reports, fingerprint).rounds)
+    rounds, reports = rounds[:trained_on], reports[:trained_on]
+    tried = {video.key for its in reports[1:] for report in its for video in report.videos}
+    retry, _ = _plan(run, load_config(run), rounds, reports, look=look)
+    return None if any(video.key not in tried for video in retry.videos) else trained_on - 1
 
 
 def make_retry_plan(run: Storage, config: Config, number: int) -> PlanSummary:
@@ -124,7 +123,7 @@ def make_retry_plan(run: Storage, config: Config, number: int) -> PlanSummary:
         raise DataError(f"{place.uri}: {len(rounds)} finished rounds before it: expected {number}")
     # A bucket that is gone, or refuses us, ends the retry here: once it is planned, no training begins before its end.
     next(iter(open_storage(config.data.videos).list()), None)
-    retry, outcomes = _plan(run, config, rounds)
+    retry, outcomes = _plan(run, config, rounds, _reports(rounds))
     if not retry.videos:  # there were some when the retry was asked for
         raise DataError("; ".join([_nothing_to_try(run, rounds[-1].summary), *describe_left(retry)]))
     shards = shards_for(rounds[-1].summary, config.data)
@@ -141,34 +140,46 @@ def describe_gain(run: Storage, number: int) -> str:
     return f"  retry {number}: {won} of {len(tried)} videos are no longer lost"
 
 
-def _plan(run: Storage, config: Config, rounds: Sequence[Round]) -> tuple[Retry, dict[str, VideoOutcome]]:
-    """What a retry after these rounds tries and what it leaves; and by key the outcomes so far."""
-    planned, outcomes = _so_far(run, rounds)
-    found = _found(planned, outcomes, config)
+def _reports(rounds: Sequence[Round]) -> list[list[ShardReport]]:
+    return [read_reports(each.storage, each.shards) for each in rounds]
+
+
+def _plan(
+    run: Storage, config: Config, rounds: Sequence[Round], reports: Sequence[list[ShardReport]], *, look: bool = True
+) -> tuple[Retry, dict[str, VideoOutcome]]:
+    """What a retry after these rounds tries and what it leaves; and by key the outcomes so far.
+
+    look: whether missing files may have come.
+    """
+    planned, outcomes = _so_far(run, rounds, reports)
+    found = _found(planned, outcomes, config) if look else []
     shards = max(1, shards_for(rounds[-1].summary, config.data))
     return plan_retry(planned, outcomes, found, shards, config.data, config.data.videos), outcomes
 
 
-def _so_far(run: Storage, rounds: Sequence[Round]) -> tuple[dict[str, PlannedVideo], dict[str, VideoOutcome]]:
+def _so_far(
+    run: Storage, rounds: Sequence[Round], reports: Sequence[list[ShardReport]]
+) -> tuple[dict[str, PlannedVideo], dict[str, VideoOutcome]]:
     """By key: all that was planned, and the latest outcome of every video."""
     planned: dict[str, PlannedVideo] = {}
     outcomes = list(load_plan(run)[0].lost)
-    for each in rounds:
+    for each, its in zip(rounds, reports, strict=True):
         planned |= {video.key: video for video in load_plan(each.storage)[1]}
-        outcomes += [video for report in read_reports(each.storage, each.shards) for video in report.videos]
+        outcomes += [video for report in its for video in report.videos]
     return planned, latest(outcomes)
 
 
 def _found(planned: dict[str, PlannedVideo], outcomes: dict[str, VideoOutcome], config: Config) -> Sequence[FoundVideo]:
     """What the videos' folder holds now, and what was planned as if it were still there: its ties hold.
 
-    Nothing where no missing file has come: the rest needs no second look.
+    Nothing where no missing file has come: the rest needs no second look. Where the plan of an earlier version does not
+    tell the paths of missing files, only their keys tell whether any has.
     """
     missing = missing_files(planned, outcomes)
     if not missing:
         return []
     videos = open_storage(config.data.videos)
     sizes = list_sizes(videos)
-    if not arrivals(missing, sizes):
+    if not arrivals(missing, sizes) and all(video.path for video in missing.values()):
         return []
     return find_videos({video.path: 0 for video in planned.values()} | sizes, videos.read, videos.uri).videos

@@ -11,7 +11,7 @@ import os
 import queue
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ from deepfake_detector.adapters.storage import Storage, fetch_file
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import CorruptError, NotFoundError
-from deepfake_detector.core.markers import RecordFile, RecordsSummary
+from deepfake_detector.core.markers import RecordFile, RecordsSummary, ShardReport
 from deepfake_detector.core.order import Order, worker_slice
 from deepfake_detector.core.sequences import RecordEntry
 
@@ -60,7 +60,12 @@ def open_records(run: Storage, fingerprint: str = "") -> Records:
     rounds = finished_rounds(run)
     if not rounds:
         raise NotFoundError(f"{run.uri}/{layout.RECORDS_SUMMARY}: not found, expected finished records")
-    files = [_files(each) for each in rounds]
+    return records_of(rounds, (read_reports(each.storage, each.shards) for each in rounds), fingerprint)
+
+
+def records_of(rounds: Sequence[Round], reports: Iterable[Sequence[ShardReport]], fingerprint: str = "") -> Records:
+    """As `open_records`, of finished rounds, one or more, and each one's reports."""
+    files = [_files(each, its) for each, its in zip(rounds, reports, strict=True)]
     every = _records(rounds, files)
     if fingerprint in ("", every.fingerprint):
         return every
@@ -68,9 +73,8 @@ def open_records(run: Storage, fingerprint: str = "") -> Records:
     return next((records for records in earlier if records.fingerprint == fingerprint), every)
 
 
-def _files(of: Round) -> list[RecordFile]:
+def _files(of: Round, reports: Iterable[ShardReport]) -> list[RecordFile]:
     """The files of a round, named as seen from the run."""
-    reports = read_reports(of.storage, of.shards)
     return [file.model_copy(update={"name": of.prefix + file.name}) for report in reports for file in report.files]
 
 
