@@ -19,9 +19,8 @@ from deepfake_detector.core.config import Config, override
 from deepfake_detector.core.topology import PORTS
 from deepfake_detector.stages.runs import save_config
 from deepfake_detector.supervisor.attempts import Attempt
-from tests.integration.forked import Forked
+from tests.integration.forked import ROOT, Forked
 
-ROOT = Path(__file__).parents[2]
 PATIENCE = 30.0  # seconds for an event that must come
 TRAIN = (sys.executable, str(Path(__file__).with_name("fake_train.py")))
 
@@ -83,6 +82,7 @@ class Stage:
     def __exit__(self, *_: object) -> None:
         for supervisor in self.supervisors.values():
             supervisor.kill()
+        for supervisor in self.supervisors.values():
             supervisor.communicate()
         for child in self.children:
             child.connection.close()

@@ -1,10 +1,13 @@
 """The product's entrypoints as processes that start in milliseconds: forked by one that has imported what they import.
 
-Their signals, sockets and ends are those of any process. What they are spared is half a second of imports each.
+Their signals, their sockets and the files that they leave are those of any process. The interpreter's own part is not:
+such a process ends without atexit functions and finalisation, reads no PYTHON* variable, and Ctrl-C is not worded by
+it. test_bound_settings.py starts each entrypoint in an interpreter of its own.
 """
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import runpy
@@ -14,24 +17,29 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
+
+ROOT = Path(__file__).parents[2]
+IMPORTED = (__name__, "jobs.export", "jobs.preprocess", "jobs.train", "deepfake_detector.local.launch")
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(
-    [__name__, "jobs.export", "jobs.preprocess", "jobs.train", "deepfake_detector.local.launch"]
-)
+SERVER.set_forkserver_preload(list(IMPORTED))
 
 
 class Forked:
     """`python program.py` or `python -m program`, to be used as a subprocess.Popen with text from pipes.
 
-    environment: all of it; what the process says is kept in files below `folder`.
+    environment: all of it; what the process says is kept in files below `folder`. Whoever starts one kills it whatever
+    happens (director.Stage does); one that is forgotten gets SIGTERM when pytest ends.
     """
 
     def __init__(self, program: str, environment: Mapping[str, str], folder: Path) -> None:
         said = Path(tempfile.mkdtemp(prefix="said-", dir=folder))
         self._program, self._output, self._errors = program, said / "stdout", said / "stderr"
         arguments = (program, dict(environment), str(self._output), str(self._errors))
-        self._process = SERVER.Process(target=_run, args=arguments)
-        self._process.start()
+        self._process = SERVER.Process(target=_run, args=arguments, daemon=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(ROOT))  # of the server, which imports nothing from another working directory
+            self._process.start()
 
     @property
     def returncode(self) -> int | None:
@@ -41,7 +49,8 @@ class Forked:
     def send_signal(self, number: int) -> None:
         if self._process.exitcode is None:
             assert self._process.pid
-            os.kill(self._process.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # the server knows of its end, and tells it in a moment
+                os.kill(self._process.pid, number)
 
     def kill(self) -> None:
         if self._process.exitcode is None:
@@ -61,6 +70,8 @@ def _run(program: str, environment: dict[str, str], output: str, errors: str) ->
     for name, number in ((output, 1), (errors, 2)):
         with open(name, "wb") as file:
             os.dup2(file.fileno(), number)
+    absent = [name for name in IMPORTED if name not in sys.modules]
+    assert not absent, f"{absent}: expected the server to have imported them (it passes over every ImportError)"
     sys.argv = [program]
     if program.endswith(".py"):
         runpy.run_path(program, run_name="__main__")

@@ -1,8 +1,10 @@
-"""Every entrypoint, as a real process, ends with 78 where config.json is not what its Job was created with."""
+"""Every entrypoint, in a fresh interpreter, ends with 78 where config.json is not what its Job was created with."""
 
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,6 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.errors import EXIT_PERMANENT
 from deepfake_detector.stages.prepare import prepare_run
 from tests.integration.director import ROOT
-from tests.integration.forked import Forked
 
 
 @pytest.mark.parametrize(
@@ -37,10 +38,17 @@ def test_changed_settings_are_not_worked_on(tmp_path: Path, module: str, stage: 
         "TERMINATION_LOG": str(message),
     }
     (tmp_path / "scratch").mkdir()
-    process = Forked(module, {**os.environ, "PYTHONPATH": str(ROOT), **environment}, tmp_path)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == EXIT_PERMANENT, errors
-    line = errors.splitlines()[-1]
+    result = subprocess.run(
+        [sys.executable, "-m", module],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == EXIT_PERMANENT, result.stderr
+    line = result.stderr.splitlines()[-1]
     assert line.startswith(f"error: {run.uri}/{layout.CONFIG}: was changed after this Job was created: ")
     assert f" (make {stage} RUN={run.uri} begins again with those that are there now; " in line
     assert message.read_text() == line.removeprefix("error: ") + "\n"

@@ -21,7 +21,7 @@ from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, fingerprint, stage_settings
 from deepfake_detector.core.errors import EXIT_PERMANENT, EXIT_TERMINATED, ConfigError, DataError
-from deepfake_detector.core.markers import EpochMetrics, RecordsSummary, ShardReport, TrainedMarker, decode
+from deepfake_detector.core.markers import RecordsSummary, ShardReport, TrainedMarker, decode
 from deepfake_detector.core.schedule import initial_state
 from deepfake_detector.core.topology import ALONE, Cluster
 from deepfake_detector.training import checkpoints
@@ -33,6 +33,7 @@ from tests.make_records import make_run, tiny
 ROOT = Path(__file__).parents[2]
 COUNTS = {"train": (12, 20), "validation": (3, 5)}
 TIMES = {"seconds", "sequences_per_second", "input_wait_fraction"}
+WHOLE = tiny(train__epochs=4, train__steps_per_epoch=9, operations__checkpoint_steps=4)
 LIMIT_SECONDS = 240.0
 DIES_AFTER_THE_LAST_VALIDATION = """
 import os, signal
@@ -108,26 +109,63 @@ def tensorboard_steps(folder: Path) -> list[int]:
     return [event.step for event in events.Scalars("train_loss")]
 
 
-def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
-    """SIGKILL in mid-epoch, SIGTERM, SIGKILL between an epoch's steps and its checkpoint, against an undisturbed run.
+@dataclass
+class Ended:
+    """How a training ended: its status and the last line on stderr. place: the damaged one, if any."""
 
-    Dropout and augmentation are on.
+    run: Path
+    status: int
+    line: str
+    place: str = ""
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Ended]:
+    """Trainings by name, one undisturbed and three that fail.
+
+    All in one process, since TensorFlow's import is most of their time; the first finds it as it would alone.
     """
-    config = tiny(train__epochs=4, train__steps_per_epoch=9, operations__checkpoint_steps=4)
-    whole, broken = tmp_path / "whole", tmp_path / "broken"
-    for folder in (whole, broken):
-        make_run(folder, config, COUNTS)
-    status, errors = end(start(whole))
+    folder = tmp_path_factory.mktemp("trainings")
+    make_run(folder / "whole", WHOLE, COUNTS)
+    config = tiny(train__learning_rate=1e38, train__optimizer="sgd", model__head="mean", train__augment=False)
+    make_run(folder / "diverging", config, {"train": (4, 4)})
+    places = {"whole": "", "diverging": ""}
+    for split in ("train", "validation"):
+        config = tiny(train__epochs=1, model__head="mean", train__augment=False)
+        make_run(folder / split, config, {"train": (4, 4), "validation": (2, 2)})
+        places[split] = damage(folder / split, split)
+    process = start(folder / "all", "-c", ONE_AFTER_THE_OTHER, *(str(folder / name) for name in places))
+    status, errors = end(process)
     assert status == 0, errors
+    lines = errors.splitlines()
+    ends = [number for number, line in enumerate(lines) if line.startswith("STATUS ")]
+    assert len(ends) == len(places), errors
+    return {
+        name: Ended(folder / name, int(lines[number].split()[1]), lines[number - 1], place)
+        for number, (name, place) in zip(ends, places.items(), strict=True)
+    }
 
-    process = start(broken)
-    wait_for(process, broken / layout.checkpoint_marker(4))
-    process.kill()
-    process.communicate()
-    lost = EpochMetrics.model_validate(lasting(whole)[3] | dict.fromkeys(TIMES, 1.0))
-    before = (broken / layout.METRICS).read_bytes() if (broken / layout.METRICS).exists() else b""
-    (broken / layout.METRICS).parent.mkdir(parents=True, exist_ok=True)
-    (broken / layout.METRICS).write_bytes(before + (lost.model_dump_json() + "\n").encode())
+
+def damage(folder: Path, split: str) -> str:
+    """Flip a bit of a JPEG in the last record of `split` in shard 0; returns the place that an error should name."""
+    report = decode(ShardReport, (folder / layout.shard_report(0, 2)).read_bytes(), "the test")
+    [file] = [file for file in report.files if file.split == split]
+    path, record = folder / file.name, file.records[-1]
+    data = bytearray(path.read_bytes())
+    data[record.offset + record.length // 2] ^= 1
+    path.write_bytes(data)
+    return f"{path} at byte {record.offset}"
+
+
+def test_a_killed_run_ends_with_the_same_bits(ended: dict[str, Ended], tmp_path: Path) -> None:
+    """SIGTERM in mid-epoch, SIGKILL between an epoch's steps and its checkpoint, against an undisturbed run.
+
+    Dropout and augmentation are on. SIGKILL in mid-epoch: test_kill.py.
+    """
+    assert ended["whole"].status == 0, ended["whole"].line
+    whole, broken = ended["whole"].run, tmp_path / "broken"
+    make_run(broken, WHOLE, COUNTS)
+
     process = start(broken)
     wait_for(process, broken / layout.checkpoint_marker(16))
     process.terminate()
@@ -136,6 +174,7 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert end(start(broken, "-c", DIES_AFTER_THE_LAST_VALIDATION))[0] == -signal.SIGKILL
     before_validation = checkpoints.read(open_storage(str(broken)), 36)
     assert before_validation.state.epoch == 3, "the epoch's steps are kept, its end is not"
+    assert [epoch["epoch"] for epoch in lasting(broken)] == [1, 2, 3, 4], "its metrics are ahead of it"
     status, errors = end(start(broken))
     assert status == 0, errors
     assert "resumed at step 36" in errors
@@ -183,6 +222,7 @@ def test_two_workers_train_as_one(tmp_path: Path) -> None:
     alone = json.loads((one / "out").read_text())
     told = [json.loads((two / f"out{rank}").read_text()) for rank in (0, 1)]
     assert told[0] == told[1], "weights or moving statistics differ between the workers"
+    assert alone["threads"] == told[0]["threads"] == tiny().train.threads
     assert len(set(told[0]["digests"])) == 20
     np.testing.assert_allclose(alone["losses"], told[0]["losses"], rtol=0, atol=1e-5)
     for name in ("train_loss", "validation_loss"):
@@ -191,44 +231,13 @@ def test_two_workers_train_as_one(tmp_path: Path) -> None:
     assert trained(two).machines == trained(one).machines * 2
 
 
-@dataclass
-class Refused:
-    """How training ended for good: its status, its last line, and the damaged place, if any."""
-
-    status: int
-    line: str
-    place: str = ""
-
-
-@pytest.fixture(scope="module")
-def refused(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Refused]:
-    """Three trainings that fail, by name; all in one process, since TensorFlow's import is most of their time."""
-    folder = tmp_path_factory.mktemp("refused")
-    config = tiny(train__learning_rate=1e38, train__optimizer="sgd", model__head="mean")
-    make_run(folder / "diverging", config, {"train": (4, 4)})
-    places = {"diverging": ""}
-    for split in ("train", "validation"):
-        make_run(folder / split, tiny(train__epochs=1), {"train": (4, 4), "validation": (2, 2)})
-        places[split] = damage(folder / split, split)
-    process = start(folder / "all", "-c", ONE_AFTER_THE_OTHER, *(str(folder / name) for name in places))
-    status, errors = end(process)
-    assert status == 0, errors
-    lines = errors.splitlines()
-    ends = [number for number, line in enumerate(lines) if line.startswith("STATUS ")]
-    assert len(ends) == len(places), errors
-    return {
-        name: Refused(int(lines[number].split()[1]), lines[number - 1], place)
-        for number, (name, place) in zip(ends, places.items(), strict=True)
-    }
-
-
-def test_a_loss_that_is_not_finite_names_its_step(refused: dict[str, Refused]) -> None:
-    assert refused["diverging"].status == EXIT_PERMANENT
-    assert "expected a finite number (train.learning_rate=1e+38" in refused["diverging"].line
+def test_a_loss_that_is_not_finite_names_its_step(ended: dict[str, Ended]) -> None:
+    assert ended["diverging"].status == EXIT_PERMANENT
+    assert "expected a finite number (train.learning_rate=1e+38" in ended["diverging"].line
 
 
 def test_a_peer_that_never_comes_ends_the_worker(tmp_path: Path) -> None:
-    config = tiny(train__workers=2, operations__startup_seconds=3)
+    config = tiny(train__workers=2, operations__startup_seconds=1)
     make_run(tmp_path / "run", config, {"train": (4, 4)})
     status, errors = end(start(tmp_path / "run", TF_CONFIG=Cluster(0, addresses(2)).tf_config()))
     assert status == 1
@@ -236,21 +245,10 @@ def test_a_peer_that_never_comes_ends_the_worker(tmp_path: Path) -> None:
     assert "make_strategy" in errors
 
 
-def damage(folder: Path, split: str) -> str:
-    """Flip a bit of a JPEG in the last record of `split` in shard 0; returns the place that an error should name."""
-    report = decode(ShardReport, (folder / layout.shard_report(0, 2)).read_bytes(), "the test")
-    [file] = [file for file in report.files if file.split == split]
-    path, record = folder / file.name, file.records[-1]
-    data = bytearray(path.read_bytes())
-    data[record.offset + record.length // 2] ^= 1
-    path.write_bytes(data)
-    return f"{path} at byte {record.offset}"
-
-
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_a_damaged_record_ends_training_for_good(refused: dict[str, Refused], split: str) -> None:
-    assert refused[split].status == EXIT_PERMANENT
-    assert refused[split].line.startswith(f"error: {refused[split].place}: checksum of the payload disagrees")
+def test_a_damaged_record_ends_training_for_good(ended: dict[str, Ended], split: str) -> None:
+    assert ended[split].status == EXIT_PERMANENT
+    assert ended[split].line.startswith(f"error: {ended[split].place}: checksum of the payload disagrees")
 
 
 @pytest.mark.parametrize("name", ["RUN", "SCRATCH"])

@@ -1,6 +1,7 @@
 """One worker that also tells the loss and the digest of its weights after each step: `training_worker RUN SCRATCH OUT`.
 
-OUT: {"losses": [...], "digests": [...]}, the losses being means over the global batch.
+OUT: {"losses": [...], "digests": [...], "threads": 1}, the losses being means over the global batch, and the threads
+those that TensorFlow was told to compute one operation with.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import os
 import sys
 from pathlib import Path
 from typing import Any
+
+import tensorflow as tf
 
 from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core.config import Train
@@ -40,7 +43,8 @@ def main(uri: str, scratch: str, out: str) -> None:
     loop.compile_step = telling
     cluster = parse_tf_config(os.environ.get("TF_CONFIG", ""))
     run_worker(uri, load_config(open_storage(uri)), cluster, Path(scratch), uri)
-    Path(out).write_text(json.dumps({"losses": losses, "digests": digests}))
+    threads = tf.config.threading.get_intra_op_parallelism_threads()
+    Path(out).write_text(json.dumps({"losses": losses, "digests": digests, "threads": threads}))
 
 
 if __name__ == "__main__":

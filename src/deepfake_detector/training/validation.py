@@ -60,7 +60,7 @@ def make_validation(
     def predict(images: Any) -> Any:
         return strategy.run(lambda x: model(x, training=False), args=(images,))
 
-    @cache  # building it takes 0.3 s, as long as some ten small batches
+    @cache
     def batches() -> Any:
         return evaluation_batches(split, indices, batch, config.sampling.frames, config.faces.size)
 
