@@ -18,7 +18,7 @@ def pytest_configure() -> None:
     """A shell starts what it puts into the background with SIGINT ignored, and so would be all that tests start.
 
     TensorFlow's results depend on the number of its threads, which is another one in a process that has used it before
-    a stage could set it. What tests start has to set its own: os.environ, of which it gets a copy, does not tell it.
+    a stage could set it. What tests start with a copy of os.environ has to set its own.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -16,5 +16,5 @@ from jobs.preprocess import main
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")), "preprocess")
 
 if __name__ == "__main__":
-    sigterm.FAREWELL_SECONDS = float(os.environ.get("FAREWELL_SECONDS", "30"))
+    sigterm.FAREWELL_SECONDS = float(os.environ.get("FAREWELL_SECONDS", "60"))  # longer than anybody waits
     sys.exit(main(dict(os.environ), shard=FAKE))

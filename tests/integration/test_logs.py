@@ -268,6 +268,18 @@ def test_the_last_words_of_a_chief_that_was_killed_after_training(storage: Stora
     assert shown(cluster, storage, **choice) == expected, "once, in the export's place"
 
 
+@pytest.mark.parametrize("failed_after", [False, True], ids=["an earlier pod failed", "its pod failed afterwards"])
+def test_of_what_succeeded_only_a_later_failure_is_shown(storage: Storage, failed_after: bool) -> None:
+    lived(storage, "train", 0, 1, "train-first-0-0-klmno", COMPLETE, "step 1")
+    for number, name in ((1, "abcde"), (2, "klmno" if failed_after else "fghij")):
+        said = f"waiting\n--- supervisor 0, pod train-first-0-0-{name} on node-1: worker 1 did not come"
+        storage.write(layout.supervisor_log("train", 0, number), said.encode())
+    assert shown(None, storage) == [
+        "== train 0: done; STAGE=train POD=index shows what was said",
+        *([f"== {layout.supervisor_log('train', 0, 2)}", said] if failed_after else []),
+    ]
+
+
 def test_a_damaged_attempt_of_all_workers_is_said(run: Storage, capsys: pytest.CaptureFixture[str]) -> None:
     shown(None, run)
     said = f"an attempt is left out: {run.uri}/{layout.attempt(1)}: attempt: expected a valid Attempt"

@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from deepfake_detector.adapters.storage_local import LocalStorage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import EXIT_UNAVAILABLE
-from deepfake_detector.supervisor import sigterm
-from deepfake_detector.supervisor.attempts import KEEPER_GONE, SILENT, STOPPED
+from deepfake_detector.core.errors import EXIT_UNAVAILABLE, StorageError
+from deepfake_detector.supervisor import sigterm, supervise
+from deepfake_detector.supervisor.attempts import KEEPER_GONE, SILENT, STOPPED, AttemptWorker, History
+from deepfake_detector.supervisor.child import End
+from deepfake_detector.supervisor.where import NOWHERE
 from jobs.train import main
 from tests.integration.director import FakeWorker, Stage
 
@@ -337,3 +340,19 @@ def test_bad_environment_is_refused(
 ) -> None:
     assert main({**stage.environment(0), **environment}) == 78
     assert capsys.readouterr().err.splitlines()[-1].startswith(f"error: {message}")
+
+
+def test_what_an_export_said_is_kept_where_its_end_can_t_be(tmp_path: Path) -> None:
+    class Away(LocalStorage):
+        def write(self, name: str, data: bytes) -> None:
+            if name == layout.attempt(1):
+                raise StorageError(f"{name}: away")
+            super().write(name, data)
+
+    run, output = Away(tmp_path / "run"), tmp_path / "output"
+    history = History(run)
+    history.open(1, "export", [AttemptWorker(index=0, rank=0, pod="train-0")])
+    output.write_text("calibrating\n")
+    with pytest.raises(StorageError):
+        supervise._conclude_export(run, history, NOWHERE, output, End(75, "exit 75: away"))
+    assert run.read(layout.log("export", 0, 1)) == b"calibrating\n--- attempt 1, export: exit 75: away\n"

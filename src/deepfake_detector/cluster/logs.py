@@ -14,7 +14,7 @@ from typing import Any
 
 from deepfake_detector.adapters.cluster import Cluster
 from deepfake_detector.adapters.storage import Storage, open_storage
-from deepfake_detector.cluster.lives import Kept, Lives, Place
+from deepfake_detector.cluster.lives import Lives, Place
 from deepfake_detector.core.errors import EXIT_OK, ClusterError, NotFoundError
 from deepfake_detector.core.findings import ranges
 from deepfake_detector.core.jobspec import is_over, run_selector
@@ -134,55 +134,76 @@ class _Past:
         self._told: set[str] = set()  # names of pods that have said no more
 
     def show(self, chosen: Sequence[Place]) -> None:
-        self._lives.read(chosen, everything=self._everything)
+        self._lives.read({*chosen, *self._asked}, everything=self._everything)
         done = set() if self._everything else {place for place in chosen if self._lives.is_done(place)}
         for stage, places in groupby(sorted(done), key=lambda place: place[0]):
             indexes = ranges(index for _, index in places)
             self._write(f"== {stage} {indexes}: done; STAGE={stage} POD=index shows what was said")
         for place in sorted({*chosen, *self._asked}):
-            kept = self._lives.kept(place)
             if place in done:
-                self._tell({self._lives.pod(place, kept.lives[-1])}, succeeded=True)
-            self._show_place(place, kept, done=place in done)
+                self._show_after_success(place)
+            else:
+                self._show_lives(place)
+            asked = self._asked[place]
+            for pod in asked if self._everything else asked[-1:]:
+                if pod not in self._told:
+                    self._show_own(pod)
 
-    def _show_place(self, place: Place, kept: Kept, *, done: bool) -> None:
-        lives, supervisors = [] if done else kept.lives, sorted(kept.supervisors)
+    def _show_after_success(self, place: Place) -> None:
+        """Why its pod failed all the same, if it did."""
+        kept = self._lives.kept(place)
+        pod = self._lives.pod(place, kept.lives[-1])
+        self._tell({pod}, succeeded=True)
+        for number in sorted(kept.supervisors)[-1:]:
+            text = self._read(kept.supervisors[number])
+            if pod and pod in _said_in(text):
+                self._show_log(kept.supervisors[number], text)
+                self._tell({pod}, succeeded=False)
+
+    def _show_lives(self, place: Place) -> None:
+        kept = self._lives.kept(place)
+        lives, supervisors = kept.lives, sorted(kept.supervisors)
         shown, failed = (lives, supervisors) if self._everything else (lives[-1:], supervisors[-1:])
         if older := len(lives) + len(supervisors) - len(shown) - len(failed):
             stage, index = place
             self._write(f"== {stage} {index}: {older} older ones, which STAGE={stage} POD={index} shows")
         for number in shown:
             if number in kept.logs:
-                self._tell(self._show_log(kept.logs[number]), succeeded=self._lives.succeeded(place, number))
+                text = self._read(kept.logs[number])
+                self._show_log(kept.logs[number], text)
+                self._tell(_said_in(text), succeeded=self._lives.succeeded(place, number))
             elif (pod := self._lives.pod(place, number)) not in self._at_work:
                 self._write(f"== {self._lives.unlogged(place, number)}")
                 self._show_own(pod)
         for number in failed:
-            self._tell(self._show_log(kept.supervisors[number]), succeeded=False)
-        asked = self._asked[place]
-        for pod in asked if self._everything else asked[-1:]:
-            if pod not in self._told:
-                self._show_own(pod)
+            text = self._read(kept.supervisors[number])
+            self._show_log(kept.supervisors[number], text)
+            self._tell(_said_in(text), succeeded=False)
 
     def _tell(self, pods: set[str], *, succeeded: bool) -> None:
         """These said last what was shown; but a pod that failed after its child succeeded has more to say."""
         self._told |= {pod for pod in pods if not succeeded or phase_of(self._ended.get(pod, {})) != "Failed"}
 
-    def _show_log(self, name: str) -> set[str]:
-        """Returns the name of the pod that it was said in."""
-        self._write(f"== {name}")
+    def _read(self, name: str) -> str:
         try:
-            text = self._run.read(name).decode(errors="replace")
+            return self._run.read(name).decode(errors="replace")
         except NotFoundError:  # removed since
-            return set()
+            return ""
+
+    def _show_log(self, name: str, text: str) -> None:
+        self._write(f"== {name}")
         self._write(text.rstrip("\n"))
-        return set(_TOLD_POD.findall(f"\n{text}")[-1:])
 
     def _show_own(self, name: str) -> None:
         """The log of a pod that has ended, once."""
         pod = self._ended.pop(name, None)
         if self._cluster and pod:
             _write_pod(self._cluster, pod, None if self._everything else TAIL_LINES, self._write)
+
+
+def _said_in(text: str) -> set[str]:
+    """The name of the pod that a stored log is of, if it was in one."""
+    return set(_TOLD_POD.findall(f"\n{text}")[-1:])
 
 
 def _write_pod(cluster: Cluster, pod: Manifest, tail_lines: int | None, write: Write) -> None:

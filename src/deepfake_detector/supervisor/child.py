@@ -75,7 +75,7 @@ class Child:
         status = await self._process.wait()
         sigterm.kill_group(self.pid)
         sigterm.groups.discard(self.pid)
-        if sigterm.asked():
+        if status and sigterm.asked():
             return End(status, sigterm.SAID)
         if status == -signal.SIGKILL and not self._killed and (reason := describe_oom(self._memory, self._root)):
             return End(status, reason)

@@ -13,7 +13,7 @@ from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import EXIT_UNAVAILABLE, DetectorError, NotFoundError, PeerError, WaitError
 from deepfake_detector.core.waiting import workers_missing
-from deepfake_detector.supervisor import wire
+from deepfake_detector.supervisor import sigterm, wire
 from deepfake_detector.supervisor.attempts import AttemptWorker, History
 from deepfake_detector.supervisor.policy import (
     Action,
@@ -147,8 +147,9 @@ class Keeper:
                     self._send(index, {"type": "stop"})
                 case Close(attempt, reason):
                     log.info("attempt %d ended: %s", attempt, reason)
-                    await asyncio.to_thread(self._history.close, reason)
-                    self._settled.set()
+                    with sigterm.farewell():
+                        await asyncio.to_thread(self._history.close, reason)
+                        self._settled.set()
                 case Finish(status, message):
                     self._finish = action
                     for index in self._links:

@@ -18,7 +18,7 @@ from deepfake_detector.core.timeline import Timeline
 from deepfake_detector.core.topology import Cluster
 from deepfake_detector.core.waiting import Budget, rendezvous_missing
 from deepfake_detector.supervisor import sigterm, wire
-from deepfake_detector.supervisor.child import Child, follow
+from deepfake_detector.supervisor.child import Child, End, follow
 from deepfake_detector.supervisor.keeper import Peer, read_address
 from deepfake_detector.supervisor.logs import store_log
 from deepfake_detector.supervisor.where import NOWHERE, Where
@@ -188,24 +188,25 @@ class Member:
     async def _report(self, child: Child, writer: asyncio.StreamWriter, attempt: int, rank: int) -> None:
         """Tell the rendezvous of the child's end at once; its log is stored meanwhile."""
         with sigterm.farewell():
-            await self._tell_end(child, writer, attempt, rank)
-
-    async def _tell_end(self, child: Child, writer: asyncio.StreamWriter, attempt: int, rank: int) -> None:
-        async with follow(child.log, self._place.verbose):
-            end = await child.wait()
+            async with follow(child.log, self._place.verbose):
+                end = await child.wait()
         if sigterm.asked():
             writer.close()  # the peers need not wait for the log
         wire.send(writer, {"type": "ended", "attempt": attempt, "status": end.status, "reason": end.reason})
-        title = self._place.where.of(f"attempt {attempt}, worker {self._place.index} with rank {rank}")
-        name = layout.log("train", self._place.index, attempt)
-        upload = asyncio.create_task(asyncio.to_thread(store_log, self._run, name, child.log, title, end))
+        upload = asyncio.create_task(self._store(child, end, attempt, rank))
         self._uploads.add(upload)
         upload.add_done_callback(self._uploads.discard)
-        if sigterm.asked():
-            await upload
-            if self._before_leaving:
-                await self._before_leaving()
-            sigterm.leave()
+
+    async def _store(self, child: Child, end: End, attempt: int, rank: int) -> None:
+        """Keep what the child said. After SIGTERM, whenever it came, this process ends here."""
+        title = self._place.where.of(f"attempt {attempt}, worker {self._place.index} with rank {rank}")
+        name = layout.log("train", self._place.index, attempt)
+        with sigterm.farewell():
+            await asyncio.to_thread(store_log, self._run, name, child.log, title, end)
+            if sigterm.asked():
+                if self._before_leaving:
+                    await self._before_leaving()
+                sigterm.leave()
 
     async def _end_child(self) -> None:
         """SIGKILL the child, if there is one, and wait until it is gone."""

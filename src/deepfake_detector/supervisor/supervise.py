@@ -118,7 +118,7 @@ def _conclude_export(run: Storage, history: History, where: Where, output: Path,
     try:
         complete = run.exists(layout.DETECTOR)
         history.close(EXPORTED if complete else f"export: {end.reason}")
-        store_log(run, layout.log("export", 0, number), output, where.of(f"attempt {number}, export"), end)
         return complete
     finally:
+        store_log(run, layout.log("export", 0, number), output, where.of(f"attempt {number}, export"), end)
         sigterm.leave()
