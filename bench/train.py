@@ -25,7 +25,7 @@ from deepfake_detector.core.topology import ALONE, Cluster, parse_tf_config
 
 FRAMES, SIZE, BATCH = 16, 128, 4
 STEPS = {"compact": 14, "mobilenet_v3_small": 8}
-WORKER_STEPS = 8
+WORKER_STEPS = 16
 ROUNDS = 3  # of each pair, in turn, since a shared machine's speed drifts
 RECIPE_BATCH = 16  # of a worker: the recipe dfdc has 32 over two
 
