@@ -165,6 +165,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else \
 		"PYTHON=$(PYTHON) is %d.%d: expected 3.11, 3.12 or 3.13 (make PYTHON=python3.12 ...)" % v)'
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing the locked packages into $(VENV), 3.1 GB: some minutes"
 	$(BIN)/pip install --quiet --require-hashes --requirement requirements.lock
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@

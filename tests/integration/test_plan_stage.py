@@ -137,7 +137,7 @@ def test_without_a_plan_there_is_nothing_to_load(storage: Storage) -> None:
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        pytest.param({}, "no files: expected DFDC folders", id="no-folder"),
+        pytest.param({}, "no such folder, or no files in it: expected DFDC folders", id="no-folder"),
         pytest.param({"real/a.mp4": b"", "real/b.mp4": b""}, "all 2 videos are real", id="one-class"),
         pytest.param({"real/a.mp4": b"", "fake/b.mp4": b""}, "2 groups .*: expected at least 3", id="two-groups"),
         pytest.param(

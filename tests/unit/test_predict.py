@@ -112,4 +112,5 @@ def test_text_shows_faces_reasons_and_no_control_characters() -> None:
         "fake          0.881  a.mp4",
         "  fake        0.881    face 0: 4 frames, 0.5-3.5 s",
         "not judged        -  bad\\x1b[2J\\n\u00e9.mp4  (not_a_video: no index)",
+        "fake is a P(FAKE) of at least 0.600",
     ]

@@ -233,7 +233,7 @@ def _nothing(listing: Listing, claimed: list[str], where: str) -> str:
         gone = f"{where}: none of the {len(claimed)} labelled videos can be read, for example {min(claimed)}"
         return f"{gone}: {'not there' if min(claimed) not in listing.sizes else ADDRESSABLE}"
     if not listing.sizes:
-        return f"{where}: no files: expected {looked}"
+        return f"{where}: no such folder, or no files in it: expected {looked}"
     example = min(listing.videos or listing.sizes)
     there = f"{len(listing.videos)} videos without a label among {len(listing.sizes)} files, for example {example}"
     return f"{where}: {there}: expected {looked}"

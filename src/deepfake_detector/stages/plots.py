@@ -64,6 +64,8 @@ def _draw_roc(axes: Any, labels: Any, probabilities: Any, document: Mapping[str,
         color=FAKE,
         markersize=8,
         markeredgecolor="white",
+        clip_on=False,
+        zorder=3,
         label=f"threshold {threshold:.3f}",
     )
     axes.legend(loc="lower right", frameon=False, fontsize=9)
@@ -72,7 +74,7 @@ def _draw_roc(axes: Any, labels: Any, probabilities: Any, document: Mapping[str,
 def _draw_reliability(axes: Any, labels: Any, probabilities: Any, document: Mapping[str, Any]) -> None:
     """Share of fakes in ten equal bins of probability, classes weighted to the prior that the model assumes."""
     prior = document["calibration"]["prior"]
-    axes.set(xlabel="probability of fake", ylabel="share of fakes", xlim=(0, 1), ylim=(-0.02, 1.08))
+    axes.set(xlabel="probability of fake", ylabel="share of fakes", xlim=(-0.03, 1.03), ylim=(-0.08, 1.08))
     axes.set_title(f"Reliability at a prior of {prior:g}", loc="left", fontsize=11, color=INK)
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
     fakes, reals = int((labels == 1).sum()), int((labels == 0).sum())
@@ -81,23 +83,26 @@ def _draw_reliability(axes: Any, labels: Any, probabilities: Any, document: Mapp
         return
     weights = np.where(labels == 1, prior / fakes, (1 - prior) / reals)
     bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
-    centres, shares = [], []
+    centres, shares, counts = [], [], []
     for number in np.unique(bins):
         inside = bins == number
         centres.append(np.average(probabilities[inside], weights=weights[inside]))
         shares.append(np.average(labels[inside], weights=weights[inside]))
-        above = shares[-1] < 0.9 or centres[-1] < 0.5
+        counts.append(int(inside.sum()))
         axes.annotate(
-            str(inside.sum()),
+            str(counts[-1]),
             (centres[-1], shares[-1]),
-            xytext=(0, 9 if above else -16),
+            xytext=(9 if centres[-1] < 0.5 else -9, 0),
             textcoords="offset points",
-            ha="center",
+            ha="left" if centres[-1] < 0.5 else "right",
+            va="center",
             fontsize=8,
-            color=MUTED,
+            color=INK,
         )
-    axes.plot(centres, shares, "o-", color=REAL, linewidth=2, markersize=6, label="numbers: videos in the bin")
-    axes.legend(loc="lower right", frameon=False, fontsize=9)
+    # No line between the points: one through bins of one video looks as sure as one through bins of fifty.
+    area = 30 + 120 * np.array(counts) / max(counts)
+    axes.scatter(centres, shares, area, color=REAL, zorder=3, edgecolors="white", label="a bin, with its videos")
+    axes.legend(loc="upper left", frameon=False, fontsize=9)
 
 
 def _draw_histogram(axes: Any, labels: Any, probabilities: Any, document: Mapping[str, Any]) -> None:

@@ -166,7 +166,7 @@ def to_json(verdicts: Sequence[VideoVerdict]) -> str:
 
 
 def to_text(verdicts: Sequence[VideoVerdict]) -> str:
-    """A table for people: one line per video, and one per face below it."""
+    """A table for people: one line per video, one per face below it, and from where on a verdict is "fake"."""
     rows = [("VERDICT", "P(FAKE)", "VIDEO")]
     for one in verdicts:
         probability = "-" if one.probability is None else f"{one.probability:.3f}"
@@ -177,7 +177,9 @@ def to_text(verdicts: Sequence[VideoVerdict]) -> str:
             where = f"  face {track.track}: {track.frames} frame{'s' * (track.frames > 1)}, {first:.1f}-{last:.1f} s"
             rows.append((f"  {track.verdict}", f"{track.probability:.3f}", where))
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    return "\n".join(f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}" for row in rows)
+    lines = [f"{row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]}" for row in rows]
+    thresholds = sorted({one.threshold for one in verdicts})  # one model, one threshold
+    return "\n".join([*lines, *(f"fake is a P(FAKE) of at least {threshold:.3f}" for threshold in thresholds)])
 
 
 def _printable(text: str) -> str:
