@@ -85,7 +85,7 @@ BAD_JSON = '{"a.mp4": {"label": "REAL"'
         pytest.param({"manifest.jsonl": '{"path": "\\udcff", "label": 0}'}, ["path='\\udcff'"], id="jsonl-surrogate"),
         pytest.param({"manifest.jsonl": '{"path": "a", "label": true}'}, ["label=True"], id="jsonl-label"),
         pytest.param({"manifest.jsonl": '{"path": "a", "label": 0, "group": [1]}'}, ["group=[1]"], id="jsonl-group"),
-        pytest.param({}, ["videos: no files", "metadata.json", "manifest.csv"], id="nothing"),
+        pytest.param({}, ["videos: no such folder, or no files in it", "metadata.json", "manifest.csv"], id="nothing"),
         pytest.param(
             {"x/a.mp4": 1, "x/b.txt": 1},
             ["1 videos without a label among 2 files", "x/a.mp4", "real and fake"],
