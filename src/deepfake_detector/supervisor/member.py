@@ -190,23 +190,23 @@ class Member:
         with sigterm.farewell():
             async with follow(child.log, self._place.verbose):
                 end = await child.wait()
-        if sigterm.asked():
-            writer.close()  # the peers need not wait for the log
-        wire.send(writer, {"type": "ended", "attempt": attempt, "status": end.status, "reason": end.reason})
-        upload = asyncio.create_task(self._store(child, end, attempt, rank))
-        self._uploads.add(upload)
-        upload.add_done_callback(self._uploads.discard)
+            if sigterm.asked():
+                writer.close()  # the peers need not wait for the log
+            wire.send(writer, {"type": "ended", "attempt": attempt, "status": end.status, "reason": end.reason})
+            upload = asyncio.create_task(self._store(child, end, attempt, rank))
+            self._uploads.add(upload)
+            upload.add_done_callback(self._uploads.discard)
+            telling = contextlib.ExitStack()
+            telling.enter_context(sigterm.farewell())
+            upload.add_done_callback(lambda _: telling.close())
 
     async def _store(self, child: Child, end: End, attempt: int, rank: int) -> None:
-        """Keep what the child said. After SIGTERM, whenever it came, this process ends here."""
+        """Keep what the child said, and after SIGTERM, whenever it came, wait until it is recorded why it ended."""
         title = self._place.where.of(f"attempt {attempt}, worker {self._place.index} with rank {rank}")
         name = layout.log("train", self._place.index, attempt)
-        with sigterm.farewell():
-            await asyncio.to_thread(store_log, self._run, name, child.log, title, end)
-            if sigterm.asked():
-                if self._before_leaving:
-                    await self._before_leaving()
-                sigterm.leave()
+        await asyncio.to_thread(store_log, self._run, name, child.log, title, end)
+        if sigterm.asked() and self._before_leaving:
+            await self._before_leaving()
 
     async def _end_child(self) -> None:
         """SIGKILL the child, if there is one, and wait until it is gone."""

@@ -38,7 +38,7 @@ def end_on_sigterm(message_file: str | None = None) -> None:
 def farewell() -> Iterator[None]:
     """From before a child's start until its end is told: SIGTERM kills it, and leaves FAREWELL_SECONDS for the telling.
 
-    Whoever has told it calls `leave`. Some may be open at a time.
+    Some may be open at a time. After SIGTERM this process ends with the last of them, or by `leave`.
     """
     global _farewells
     _farewells += 1
@@ -46,6 +46,8 @@ def farewell() -> Iterator[None]:
         yield
     finally:
         _farewells -= 1
+        if not (_farewells or groups):
+            leave()
 
 
 def asked() -> bool:
