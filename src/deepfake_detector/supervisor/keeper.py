@@ -79,8 +79,7 @@ class Keeper:
         self._links: dict[int, asyncio.StreamWriter] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._finish: Finish | None = None
-        self._settled = asyncio.Event()
-        self._settled.set()
+        self._telling = contextlib.ExitStack()  # a farewell for as long as an attempt is open
 
     async def run(self, host: str, port: int) -> None:
         """Listen on host:port until training is complete or can't be; every supervisor is told which.
@@ -97,15 +96,12 @@ class Keeper:
             while not self._policy.finished:
                 await self._perform(self._policy.handle(await self._next_event()))
         finally:
+            self._telling.close()
             server.close()
             telling.cancel()
             await self._hang_up()
         if self._finish and self._finish.status == EXIT_UNAVAILABLE:
             raise PeerError(self._finish.message)
-
-    async def settled(self) -> None:
-        """Return once it is recorded why the latest attempt ended."""
-        await self._settled.wait()
 
     async def _tell_address(self, here: Peer) -> None:
         """Beside the rendezvous' own work: the address is a hint, without which the others wait for DNS to know us."""
@@ -132,7 +128,7 @@ class Keeper:
         for action in actions:
             match action:
                 case Open(attempt, workers):
-                    self._settled.clear()
+                    self._telling.enter_context(sigterm.farewell())
                     places = [
                         AttemptWorker(
                             index=worker.index, rank=rank, address=worker.address(attempt), **asdict(worker.where)
@@ -147,9 +143,8 @@ class Keeper:
                     self._send(index, {"type": "stop"})
                 case Close(attempt, reason):
                     log.info("attempt %d ended: %s", attempt, reason)
-                    with sigterm.farewell():
-                        await asyncio.to_thread(self._history.close, reason)
-                        self._settled.set()
+                    await asyncio.to_thread(self._history.close, reason)
+                    self._telling.close()
                 case Finish(status, message):
                     self._finish = action
                     for index in self._links:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from deepfake_detector.core.timeline import Timeline
 from deepfake_detector.core.topology import Cluster
 from deepfake_detector.core.waiting import Budget, rendezvous_missing
 from deepfake_detector.supervisor import sigterm, wire
-from deepfake_detector.supervisor.child import Child, End, follow
+from deepfake_detector.supervisor.child import Child, follow
 from deepfake_detector.supervisor.keeper import Peer, read_address
 from deepfake_detector.supervisor.logs import store_log
 from deepfake_detector.supervisor.where import NOWHERE, Where
@@ -48,11 +48,7 @@ class Place:
 
 
 class Member:
-    """One supervisor's part in training.
-
-    patience: seconds without a rendezvous after which it gives up. before_leaving: awaited after SIGTERM, with the
-    farewell's time for it.
-    """
+    """One supervisor's part in training. patience: seconds without a rendezvous after which it gives up."""
 
     def __init__(
         self,
@@ -61,12 +57,10 @@ class Member:
         command: Sequence[str],
         *,
         patience: float,
-        before_leaving: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._place = place
         self._run = run
         self._command = command
-        self._before_leaving = before_leaving
         self._budget = Budget(patience)  # for a rendezvous that answers
         self._child: Child | None = None
         self._watch: asyncio.Task[None] | None = None
@@ -193,20 +187,14 @@ class Member:
             if sigterm.asked():
                 writer.close()  # the peers need not wait for the log
             wire.send(writer, {"type": "ended", "attempt": attempt, "status": end.status, "reason": end.reason})
-            upload = asyncio.create_task(self._store(child, end, attempt, rank))
+            title = self._place.where.of(f"attempt {attempt}, worker {self._place.index} with rank {rank}")
+            name = layout.log("train", self._place.index, attempt)
+            upload = asyncio.create_task(asyncio.to_thread(store_log, self._run, name, child.log, title, end))
             self._uploads.add(upload)
             upload.add_done_callback(self._uploads.discard)
             telling = contextlib.ExitStack()
             telling.enter_context(sigterm.farewell())
             upload.add_done_callback(lambda _: telling.close())
-
-    async def _store(self, child: Child, end: End, attempt: int, rank: int) -> None:
-        """Keep what the child said, and after SIGTERM, whenever it came, wait until it is recorded why it ended."""
-        title = self._place.where.of(f"attempt {attempt}, worker {self._place.index} with rank {rank}")
-        name = layout.log("train", self._place.index, attempt)
-        await asyncio.to_thread(store_log, self._run, name, child.log, title, end)
-        if sigterm.asked() and self._before_leaving:
-            await self._before_leaving()
 
     async def _end_child(self) -> None:
         """SIGKILL the child, if there is one, and wait until it is gone."""

@@ -63,7 +63,7 @@ async def _train(place: Place, run: Storage, config: Config, command: Sequence[s
         if history.used("train") >= limit:
             raise TrainingError(exhausted(history.used("train"), limit, history.reason))
         keeper = Keeper(run, history, place.peers, attempts=limit, patience=patience)
-        member = Member(place, run, command, patience=patience, before_leaving=keeper.settled)
+        member = Member(place, run, command, patience=patience)
         error = await _keep(keeper, member, place)
     if error is not None:
         raise TrainingError(error)
