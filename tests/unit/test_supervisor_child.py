@@ -140,9 +140,9 @@ async def start_and_be_told_to_end(*command, **options):
 
 async def run():
     asyncio.create_subprocess_exec = start_and_be_told_to_end
-    child = await Child.start([sys.executable, "-c", "import signal; signal.pause()"], {}, Path(os.devnull))
-    print((await child.wait()).reason, flush=True)
-    sigterm.leave()
+    with sigterm.farewell():
+        child = await Child.start([sys.executable, "-c", "import signal; signal.pause()"], {}, Path(os.devnull))
+        print((await child.wait()).reason, flush=True)
 
 sigterm.FAREWELL_SECONDS = 60.0
 sigterm.end_on_sigterm()

@@ -73,7 +73,6 @@ def attend(
     with sigterm.farewell():
         end = asyncio.run(_run(command, environment, output))
         within(STORE_SECONDS, functools.partial(_conclude, storage, stage, index, where, history, output, end))
-        sigterm.leave()
     if end.status != EXIT_OK:
         raise _error(end)
 

@@ -38,7 +38,7 @@ def end_on_sigterm(message_file: str | None = None) -> None:
 def farewell() -> Iterator[None]:
     """From before a child's start until its end is told: SIGTERM kills it, and leaves FAREWELL_SECONDS for the telling.
 
-    Some may be open at a time. After SIGTERM this process ends with the last of them, or by `leave`.
+    Some may be open at a time. After SIGTERM this process ends with the last of them.
     """
     global _farewells
     _farewells += 1
@@ -47,7 +47,7 @@ def farewell() -> Iterator[None]:
     finally:
         _farewells -= 1
         if not (_farewells or groups):
-            leave()
+            _leave()
 
 
 def asked() -> bool:
@@ -55,7 +55,7 @@ def asked() -> bool:
     return _asked
 
 
-def leave() -> None:
+def _leave() -> None:
     """End at once, if SIGTERM has come, whatever a thread is still busy with."""
     if _asked:
         os._exit(EXIT_TERMINATED)
@@ -77,7 +77,7 @@ def _terminate(_signal: int, _frame: FrameType | None) -> None:
         with contextlib.suppress(OSError), open(_message_file, "w") as file:  # nothing may keep it from ending
             file.write(f"{SAID}\n")
     if not (_farewells or bereaved):
-        leave()
-    timer = threading.Timer(FAREWELL_SECONDS, leave)
+        _leave()
+    timer = threading.Timer(FAREWELL_SECONDS, _leave)
     timer.daemon = True
     timer.start()

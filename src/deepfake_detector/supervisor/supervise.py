@@ -113,7 +113,7 @@ async def _export_once(place: Place, run: Storage, command: Sequence[str], numbe
 
 
 def _conclude_export(run: Storage, history: History, where: Where, output: Path, end: End) -> bool:
-    """Keep why it ended, then what it said; return whether the model is there. After SIGTERM this process ends here."""
+    """Keep why it ended, then what it said; return whether the model is there."""
     number = history.last
     try:
         complete = run.exists(layout.DETECTOR)
@@ -121,4 +121,3 @@ def _conclude_export(run: Storage, history: History, where: Where, output: Path,
         return complete
     finally:
         store_log(run, layout.log("export", 0, number), output, where.of(f"attempt {number}, export"), end)
-        sigterm.leave()
