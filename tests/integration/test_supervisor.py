@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from deepfake_detector.supervisor.attempts import KEEPER_GONE, SILENT, STOPPED, 
 from deepfake_detector.supervisor.child import End
 from deepfake_detector.supervisor.where import NOWHERE
 from jobs.train import main
-from tests.integration.director import FakeWorker, Stage
+from tests.integration.director import PATIENCE, FakeWorker, Stage
 
 KILLED = "killed by signal 9 (SIGKILL)"
 DONE = ["training is complete", "the model is exported"]
@@ -306,6 +307,27 @@ def test_sigterm_is_obeyed_at_once(stage: Stage) -> None:
     assert stored == f"\n--- attempt 1, worker 1 with rank 1: {sigterm.SAID}\n"
     assert stage.signal(0, signal.SIGTERM) == 143
     assert stage.reasons() == ["worker 1: its supervisor at 127.0.0.1 is gone"]
+
+
+def test_who_is_told_to_end_does_not_come_back(stage: Stage) -> None:
+    """Its log takes long to keep: the next attempt begins with its replacement all the same."""
+    stage.start()
+    first = stage.cast()
+    log = stage.folder / "scratch-1" / "attempt-00001.log"
+    log.unlink()
+    os.mkfifo(log)  # who reads it waits for a writer
+    leaving = stage.supervisors[1]
+    leaving.send_signal(signal.SIGTERM)
+    for child in first:
+        child.wait_gone()
+    stage.start(1)
+    second = stage.cast()
+    assert [child.attempt for child in second] == [2, 2]
+    finish(stage, second)
+    os.close(os.open(log, os.O_WRONLY | os.O_NONBLOCK))  # an error, if nobody reads: then it has not waited
+    leaving.communicate(timeout=PATIENCE)
+    assert leaving.returncode == 143
+    assert stage.reasons() == ["worker 1: its supervisor at 127.0.0.1 is gone", *DONE]
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["the chief in training", "the chief in the export"])

@@ -83,6 +83,8 @@ class Member:
                 break
             keeper = await self._keeper(number)
             finish = await self._obey(keeper)
+            if sigterm.asked():
+                await _leaving()
             if finish is not None:
                 await self._flush()
                 if finish["status"] == EXIT_UNAVAILABLE:
@@ -206,3 +208,11 @@ class Member:
     async def _flush(self) -> None:
         if self._uploads:
             await asyncio.wait(self._uploads, timeout=WIND_DOWN_SECONDS)
+
+
+async def _leaving() -> None:
+    """After SIGTERM: nothing is done any more until the last farewell ends this process.
+
+    Above all it does not come back to the rendezvous, which would begin an attempt with it instead of its replacement.
+    """
+    await asyncio.Event().wait()
