@@ -174,3 +174,19 @@ def test_training_normalises_as_the_built_in_layer_does(
     theirs = everything(keras.layers.BatchNormalization(momentum=MOMENTUM), tf.nn.relu if relu else tf.identity)
     for mine, built_in in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(mine, built_in, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 7, 20), (7, 4, 6, 3), (192, 64, 64, 16)], ids=str)
+def test_sums_over_a_batch_are_exact_to_float32(shape: tuple[int, ...]) -> None:
+    """Adding one value after the other to a float32 loses 5e-4 of a million squares."""
+    random = np.random.default_rng(0)
+    x, y = (random.normal(mean, 1, shape).astype(np.float32) for mean in (1, 0.5))
+    any_batch = tf.TensorSpec((None, *shape[1:]))
+
+    @tf.function(input_signature=[any_batch, any_batch])
+    def summed(x: Any, y: Any) -> list[Any]:
+        return [normalization._sum_of(x), normalization._sum_of_products(x, y)]
+
+    exact = [values.sum((0, 1, 2), np.float64) for values in (x, x * y)]
+    for ours, sums in zip(summed(x, y), exact, strict=True):
+        np.testing.assert_allclose(ours, sums, rtol=1e-5)
