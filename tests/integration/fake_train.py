@@ -7,14 +7,30 @@ from deepfake_detector.supervisor.sigterm import end_on_sigterm
 if __name__ == "__main__":
     end_on_sigterm(os.environ.get("TERMINATION_LOG"))
 
+import fcntl
 import sys
 from pathlib import Path
 
-from deepfake_detector.supervisor import sigterm
+from deepfake_detector.supervisor import member, sigterm
 from jobs.train import main
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
+
+def keep_logs_when_unlocked(path: str) -> None:
+    """Whoever holds a lock on the file decides when storage takes a log."""
+    store = member.store_log
+
+    def store_log(*arguments: object) -> None:
+        with open(path) as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            store(*arguments)  # type: ignore[arg-type]
+
+    member.store_log = store_log
+
+
 if __name__ == "__main__":
+    if "LOCK_ON_LOGS" in os.environ:
+        keep_logs_when_unlocked(os.environ["LOCK_ON_LOGS"])
     sigterm.FAREWELL_SECONDS = float(os.environ.get("FAREWELL_SECONDS", "60"))  # longer than anybody waits
     sys.exit(main(dict(os.environ), train=(*FAKE, "train"), export=(*FAKE, "export")))

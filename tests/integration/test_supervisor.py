@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import fcntl
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -311,22 +311,24 @@ def test_sigterm_is_obeyed_at_once(stage: Stage) -> None:
 
 def test_who_is_told_to_end_does_not_come_back(stage: Stage) -> None:
     """Its log takes long to keep: the next attempt begins with its replacement all the same."""
-    stage.start()
-    first = stage.cast()
-    log = stage.folder / "scratch-1" / "attempt-00001.log"
-    log.unlink()
-    os.mkfifo(log)  # who reads it waits for a writer
-    leaving = stage.supervisors[1]
-    leaving.send_signal(signal.SIGTERM)
-    for child in first:
-        child.wait_gone()
-    stage.start(1)
-    second = stage.cast()
-    assert [child.attempt for child in second] == [2, 2]
-    finish(stage, second)
-    os.close(os.open(log, os.O_WRONLY | os.O_NONBLOCK))  # an error, if nobody reads: then it has not waited
+    log = layout.log("train", 1, 1)
+    with (stage.folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stage.start(0)
+        stage.start(1, LOCK_ON_LOGS=lock.name)
+        first = stage.cast()
+        leaving = stage.supervisors[1]
+        leaving.send_signal(signal.SIGTERM)
+        for child in first:
+            child.wait_gone()
+        stage.start(1)
+        second = stage.cast()
+        assert [child.attempt for child in second] == [2, 2]
+        finish(stage, second)
+        assert not stage.run.exists(log)
     leaving.communicate(timeout=PATIENCE)
     assert leaving.returncode == 143
+    assert stage.run.exists(log)
     assert stage.reasons() == ["worker 1: its supervisor at 127.0.0.1 is gone", *DONE]
 
 
