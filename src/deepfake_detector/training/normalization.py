@@ -102,7 +102,7 @@ def _has_fast_kernel(x: Any) -> bool:
 def _moments(x: Any) -> tuple[Any, Any, Any]:
     """Mean and variance (channels,) over all workers, and over how many values of each channel.
 
-    As in Keras, variance is E[x^2] - E[x]^2: in float32 some 1e-6 (mean / deviation)^2 of it is rounding.
+    As in Keras, variance is E[x^2] - E[x]^2, of which E[x^2] is exact to what `_sum_of_products` says.
     """
     sums = _sum(tf.stack([_sum_of(x), _sum_of_products(x, x)]))
     replicas = tf.distribute.get_replica_context().num_replicas_in_sync
