@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,16 @@ def vanishing(server: ApiServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 POD = "train-first-0-0-abcde"
 
 
+@contextlib.contextmanager
+def followed(cluster: Cluster, run: Storage) -> Iterator[queue.Queue[str]]:
+    """The lines of `logs` as it follows the run; at the end it has to succeed."""
+    heard: queue.Queue[str] = queue.Queue()
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(show_logs, cluster, run.uri, follow=True, write=heard.put)
+        yield heard
+        assert following.result(timeout=SECONDS) == 0
+
+
 def given_up(server: ApiServer, run: Storage) -> None:
     """Its node does not answer: the node controller deletes the pod, which nobody ends."""
     thing = pod(run.uri, "train", 0)
@@ -94,14 +105,11 @@ def removed(server: ApiServer, run: Storage) -> None:
 def test_a_stream_that_does_not_end_is_left_when_its_pod_has_ended(
     vanishing: Storage, server: ApiServer, cluster: Cluster, vanish: Callable[[ApiServer, Storage], None]
 ) -> None:
-    heard: queue.Queue[str] = queue.Queue()
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(show_logs, cluster, vanishing.uri, follow=True, write=heard.put)
+    with followed(cluster, vanishing) as heard:
         lines = [heard.get(timeout=SECONDS) for _ in range(2)]
         vanish(server, vanishing)
         lines.append(heard.get(timeout=SECONDS))
         server.put("jobs", "train-first-0", **job(vanishing.uri, ended="Failed"))
-        assert following.result(timeout=SECONDS) == 0
     assert lines == [
         f"== {POD}: worker 0 runs on node-1",
         "worker 0: first",
@@ -120,18 +128,15 @@ def test_a_job_that_is_deleted_before_it_is_watched_is_over(
 
     vanishing.write("logs/train/0/00001.log", b"step 1\n")
     server.before_answer = delete
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(show_logs, cluster, vanishing.uri, follow=True, write=lambda _: None)
-        assert following.result(timeout=SECONDS) == 0
+    with followed(cluster, vanishing):
+        pass
 
 
 def test_an_api_server_that_is_away_is_told_and_waited_for(
     vanishing: Storage, server: ApiServer, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(adapter, "RETRY_SECONDS", (0.01, 0.01))
-    heard: queue.Queue[str] = queue.Queue()
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(show_logs, cluster, vanishing.uri, follow=True, write=heard.put)
+    with followed(cluster, vanishing) as heard:
         server.wait_for_watches(2)
         server.refusals.extend([(503, {"message": "starting"})] * 12)
         server.drop_watches()
@@ -141,7 +146,6 @@ def test_an_api_server_that_is_away_is_told_and_waited_for(
             pass
         server.remove("pods", POD)
         server.remove("jobs", "train-first-0")
-        assert following.result(timeout=SECONDS) == 0
 
 
 def away_for_a_moment(server: ApiServer) -> None:
@@ -159,9 +163,7 @@ def test_a_stream_that_was_lost_goes_on_where_it_was(
 ) -> None:
     monkeypatch.setattr(adapter, "RETRY_SECONDS", (0.01, 0.01))
     monkeypatch.setattr(logs, "LAST_WORDS_SECONDS", SECONDS)
-    heard: queue.Queue[str] = queue.Queue()
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(show_logs, cluster, vanishing.uri, follow=True, write=heard.put)
+    with followed(cluster, vanishing) as heard:
         server.wait_for_watches(2)
         server.say("2026-01-01T00:00:07.123456789Z", "tick")
         lines = [heard.get(timeout=SECONDS) for _ in range(3)]
@@ -173,7 +175,6 @@ def test_a_stream_that_was_lost_goes_on_where_it_was(
         server.end_logs()
         server.put("pods", POD, **pod(vanishing.uri, "train", 0, "Succeeded"))
         server.put("jobs", "train-first-0", **job(vanishing.uri, ended="Complete"))
-        assert following.result(timeout=SECONDS) == 0
     assert lines == [
         f"== {POD}: worker 0 runs on node-1",
         *(f"worker 0: {text}" for text in ("first", "tick", "tick", "tock")),
@@ -190,9 +191,7 @@ def test_a_pod_that_was_deleted_while_its_stream_was_lost(
     """What it said last is not known, and that is told."""
     monkeypatch.setattr(adapter, "RETRY_SECONDS", (0.01, 0.01))
     monkeypatch.setattr(logs, "LAST_WORDS_SECONDS", SECONDS)
-    heard: queue.Queue[str] = queue.Queue()
-    with ThreadPoolExecutor(1) as pool:
-        following = pool.submit(show_logs, cluster, vanishing.uri, follow=True, write=heard.put)
+    with followed(cluster, vanishing) as heard:
         server.wait_for_watches(2)
         assert [heard.get(timeout=SECONDS) for _ in range(2)][1] == "worker 0: first"
         server.refusals.append((404, {"reason": "NotFound", "message": f'pods "{POD}" not found'}))
@@ -200,4 +199,3 @@ def test_a_pod_that_was_deleted_while_its_stream_was_lost(
         assert heard.get(timeout=SECONDS).endswith(f'refused (404): pods "{POD}" not found)')
         server.remove("pods", POD)
         server.remove("jobs", "train-first-0")
-        assert following.result(timeout=SECONDS) == 0
