@@ -111,9 +111,10 @@ preprocess: $(STAMP) ## Videos to records (VIDEOS=gs://... RUN=gs://... [RECIPE=
 		$(call switch,retry-lost,RETRY_LOST)
 
 .PHONY: train
-train: $(STAMP) ## Records to a model (RUN=gs://... [RECORDS=gs://... WORKERS=2 RECIPE= SET= DRY_RUN=1])
+train: $(STAMP) ## Records to a model (RUN=gs://... [RECORDS=gs://... WORKERS=2 SPARES=1 RECIPE= SET= DRY_RUN=1])
 	$(call need,RUN)
-	@$(DETECTOR) submit train $(STAGE_FLAGS) $(call flag,records,RECORDS) $(call flag,workers,WORKERS)
+	@$(DETECTOR) submit train $(STAGE_FLAGS) $(call flag,records,RECORDS) $(call flag,workers,WORKERS) \
+		$(call flag,spares,SPARES)
 
 .PHONY: export
 export: $(STAMP) ## The export by itself; training ends with one (RUN=gs://...)

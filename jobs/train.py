@@ -1,8 +1,8 @@
 """One training pod or local worker: the supervisor of its TensorFlow process.
 
 RUN                   the run's folder or gs:// prefix
-JOB_COMPLETION_INDEX  this worker's index; index 0 keeps the rendezvous and runs the export
-PEERS                 host:port,... of all supervisors' rendezvous, in order of index
+JOB_COMPLETION_INDEX  this supervisor's index, among workers and spares; index 0 runs the export
+PEERS                 host:port,... of all supervisors, in order of index: for people, but for the port of this one
 POD_IP                the address under which the TensorFlow processes find each other (127.0.0.1)
 TF_BASE_PORT          the first of the 8 ports of this worker's TensorFlow (2222)
 SCRATCH               a folder on local disk
@@ -25,10 +25,10 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from deepfake_detector.core.errors import ConfigError
-from deepfake_detector.supervisor.keeper import Peer
 from deepfake_detector.supervisor.logs import end_kept
-from deepfake_detector.supervisor.member import Place
+from deepfake_detector.supervisor.place import Place
 from deepfake_detector.supervisor.supervise import supervise
+from deepfake_detector.supervisor.terms import Peer
 from jobs.environment import exit_status, folder, for_child, number, required, settled_run, where
 
 TRAIN = (sys.executable, "-m", "jobs.train_worker")

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, override
 from deepfake_detector.core.topology import PORTS
 from deepfake_detector.stages.runs import save_config
+from deepfake_detector.supervisor import terms
 from deepfake_detector.supervisor.attempts import Attempt
 from tests.integration.forked import ROOT, Forked
 
@@ -68,11 +70,12 @@ class Stage:
 
     def __post_init__(self) -> None:
         self.run = open_storage(str(self.folder / "run"))
+        self.size = self.workers + self.settings.get("operations.spares", 0)
         config = override(Config(), {"train.workers": self.workers, **self.settings}, "test")
         save_config(self.run, config, {}, "")
         self.server = socket.create_server(("127.0.0.1", 0))
         self.server.settimeout(PATIENCE)
-        self.peers = ",".join(f"127.0.0.1:{free_port()}" for _ in range(self.workers))
+        self.peers = ",".join(f"127.0.0.1:{free_port()}" for _ in range(self.size))
         self.supervisors: dict[int, Forked | subprocess.Popen[str]] = {}
         self.children: list[FakeWorker] = []
 
@@ -101,7 +104,7 @@ class Stage:
         }
 
     def start(self, *indexes: int, **environment: str) -> None:
-        for index in indexes or range(self.workers):
+        for index in indexes or range(self.size):
             self.supervisors[index] = Forked(TRAIN[1], {**self.environment(index), **environment}, self.folder)
 
     def cast(self, count: int | None = None) -> list[FakeWorker]:
@@ -128,6 +131,14 @@ class Stage:
         supervisor = self.supervisors[index]
         _, errors = supervisor.communicate(timeout=PATIENCE)
         return supervisor.returncode, (errors.splitlines() or [""])[-1]
+
+    def keeper(self, after: int = 0) -> int:
+        """The index of the supervisor that keeps the rendezvous, once there is a later term than the one given."""
+        deadline = time.monotonic() + PATIENCE
+        while (term := terms.latest(self.run)) is None or term.number <= after:
+            assert time.monotonic() < deadline, f"nobody keeps the rendezvous after term {after}"
+            time.sleep(0.01)
+        return term.keeper
 
     def attempt(self, number: int) -> Attempt:
         return Attempt.model_validate_json(self.run.read(layout.attempt(number)))

@@ -11,7 +11,7 @@ import fcntl
 import sys
 from pathlib import Path
 
-from deepfake_detector.supervisor import member, sigterm
+from deepfake_detector.supervisor import member, sigterm, wire
 from jobs.train import main
 
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
@@ -33,4 +33,7 @@ if __name__ == "__main__":
     if "LOCK_ON_LOGS" in os.environ:
         keep_logs_when_unlocked(os.environ["LOCK_ON_LOGS"])
     sigterm.FAREWELL_SECONDS = float(os.environ.get("FAREWELL_SECONDS", "60"))  # longer than anybody waits
+    for name, module in (("SILENCE_SECONDS", wire), ("BEAT_SECONDS", wire), ("CONNECT_SECONDS", member)):
+        if name in os.environ:
+            setattr(module, name, float(os.environ[name]))
     sys.exit(main(dict(os.environ), train=(*FAKE, "train"), export=(*FAKE, "export")))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,18 +13,20 @@ from typing import Any
 
 import pytest
 
-from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import EXIT_RETRY, EXIT_UNAVAILABLE, PeerError, StorageError
-from deepfake_detector.core.waiting import InVain, in_vain
+from deepfake_detector.core.waiting import Budget, InVain, in_vain
 from deepfake_detector.stages.runs import load_config
-from deepfake_detector.supervisor import member
-from deepfake_detector.supervisor.attempts import EXPORTED
-from deepfake_detector.supervisor.keeper import Peer
-from deepfake_detector.supervisor.member import Place
+from deepfake_detector.supervisor import keeper, member, terms
+from deepfake_detector.supervisor.attempts import EXPORTED, SILENT
+from deepfake_detector.supervisor.member import Member
+from deepfake_detector.supervisor.office import Office
+from deepfake_detector.supervisor.place import Place
 from deepfake_detector.supervisor.policy import COMPLETE
 from deepfake_detector.supervisor.supervise import supervise
-from tests.integration.director import PATIENCE, TRAIN, Stage
+from deepfake_detector.supervisor.terms import Peer
+from tests.integration.director import PATIENCE, Stage
 from tests.integration.fake_train import FAKE
 
 
@@ -37,19 +38,14 @@ def stage(tmp_path: Path) -> Iterator[Stage]:
 
 def test_peer_that_never_comes_is_named(tmp_path: Path) -> None:
     with Stage(tmp_path, settings={"operations.rendezvous_seconds": 0.5}) as stage:
-        here, there = stage.peers.split(",")
-        stage.start(0)
-        assert stage.end(0) == (
-            EXIT_UNAVAILABLE,
-            f"error: worker 1 ({there}): not there after 0.5 s, expected its supervisor to register "
-            "(operations.rendezvous_seconds)",
-        )
-        stage.start(1)
-        assert stage.end(1) == (
-            EXIT_UNAVAILABLE,
-            f"error: supervisor 0 ({here}): no answer for 0.5 s (Connect call failed ('127.0.0.1', "
-            f"{here.rpartition(':')[2]})), expected it to keep the rendezvous (operations.rendezvous_seconds)",
-        )
+        peers = stage.peers.split(",")
+        for index in (0, 1):  # whoever is there keeps the rendezvous, although the other was the last to keep it
+            stage.start(index)
+            assert stage.end(index) == (
+                EXIT_UNAVAILABLE,
+                f"error: worker {1 - index} ({peers[1 - index]}): not there after 0.5 s, expected its supervisor to "
+                "register (operations.rendezvous_seconds)",
+            )
 
 
 def test_nobody_waits_longer_than_the_rendezvous_for_a_peer_that_never_comes(tmp_path: Path) -> None:
@@ -97,18 +93,6 @@ def supervise_alone(stage: Stage, run: Any, direct: Callable[[], None]) -> None:
         directing.result(PATIENCE)
 
 
-def test_an_address_that_can_t_be_told_keeps_nobody_from_training(tmp_path: Path) -> None:
-    """It is a hint for those who can't resolve the chief's name yet."""
-    with Stage(tmp_path, workers=1) as stage:
-
-        def direct() -> None:
-            stage.cast(1)[0].order(0, marker=True)
-            stage.cast(1)[0].order(0, marker=True)
-
-        supervise_alone(stage, Away(stage.run, layout.RENDEZVOUS), direct)
-        assert stage.reasons() == [COMPLETE, EXPORTED]
-
-
 def test_storage_that_is_away_for_too_long_asks_for_another_try_by_name(tmp_path: Path) -> None:
     with Stage(tmp_path, workers=1) as stage:
         with pytest.raises(StorageError, match=r"^logs/attempts/00001\.json: away for 300 s$") as caught:
@@ -116,86 +100,119 @@ def test_storage_that_is_away_for_too_long_asks_for_another_try_by_name(tmp_path
         assert caught.value.exit_status == EXIT_RETRY
 
 
-def take_part_by_name(stage: Stage, direct: Callable[[], None]) -> None:
-    """Supervisor 0 is a process of its own, 1 is in this one, where DNS is a stand-in; `direct` leads the children."""
-    port = int(stage.peers.split(",")[0].rpartition(":")[2])
-    peers = (Peer("a-0.training", port), Peer("a-1.training", 1))
-    place = Place(1, peers, "127.0.0.1", 20_008, stage.folder, stage.environment(1))
-    supervisor = member.Member(place, stage.run, (*FAKE, "train"), patience=PATIENCE)
+class CutOff(Member):
+    """Reaches no keeper but itself until the cut is healed: nothing is refused, nothing is answered."""
 
-    async def take_part() -> None:
-        error, _ = await asyncio.gather(supervisor.run(), asyncio.to_thread(direct))
-        assert error is None
+    healed = False
 
-    stage.start(0)
-    asyncio.run(take_part())
-    assert stage.end(0)[0] == 0
+    async def _register(self, keeper: Peer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        if keeper != self._place.rendezvous and not self.healed:
+            await asyncio.Event().wait()
+        return await super()._register(keeper)
 
 
-def test_a_keeper_is_found_under_the_address_that_its_name_has_now(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """DNS lags behind a pod that starts, and behind one that was replaced and has another address."""
-    unknown = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-    answers: deque[str | Exception] = deque([unknown, "127.0.0.1"])
-    resolve = socket.getaddrinfo
+async def take_part(stage: Stage, members: list[CutOff]) -> list[str | BaseException | None]:
+    """Two supervisors in this process; how each of them ended."""
+    config = load_config(stage.run)
+    offices = []
+    for index, text in enumerate(stage.peers.split(",")):
+        budget = Budget(config.operations.rendezvous_seconds)
+        peers = tuple(Peer("127.0.0.1", int(peer.rpartition(":")[2])) for peer in stage.peers.split(","))
+        place = Place(index, peers, "127.0.0.1", 20_000 + 8 * index, stage.folder / text, stage.environment(index))
+        offices.append(Office(place, stage.run, config, budget))
+        members.append(CutOff(place, stage.run, (*FAKE, "train"), offices[-1], budget))
+    try:
+        return await asyncio.wait_for(asyncio.gather(*(m.run() for m in members), return_exceptions=True), PATIENCE)
+    finally:
+        await asyncio.gather(*(office.close() for office in offices))
 
-    def lagging_dns(host: str, *options: int) -> object:
-        if host != "a-0.training":
-            return resolve(host, *options)
-        answer = answers.popleft() if len(answers) > 1 else answers[0]
-        if isinstance(answer, Exception):
-            raise answer
-        return resolve(answer, *options)
 
-    monkeypatch.setattr(socket, "getaddrinfo", lagging_dns)
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(member, "CONNECT_SECONDS", 0.1)
+    monkeypatch.setattr(keeper, "LOOK_SECONDS", 0.05)
+
+
+@pytest.mark.usefixtures("short")
+def test_two_that_can_t_reach_each_other_end_within_the_budget(tmp_path: Path) -> None:
+    """Storage answers both, so each takes the rendezvous from the other again and again."""
+    with Stage(tmp_path, settings={"operations.rendezvous_seconds": 1.5}) as stage:
+        ends = asyncio.run(take_part(stage, []))
+        assert [type(end) for end in ends] == [PeerError, PeerError], ends
+        newest = terms.latest(stage.run)
+        assert newest
+        assert newest.number >= 3, "it went to and fro"
+        assert stage.reasons() == []
+
+
+@pytest.mark.usefixtures("short")
+def test_a_cut_that_heals_is_got_over(stage: Stage) -> None:
+    members: list[CutOff] = []
 
     def direct() -> None:
+        stage.keeper(after=3)
+        for each in members:
+            each.healed = True
+        for child in reversed(stage.cast()):
+            child.order(0, marker=True)
+
+    async def both() -> list[str | BaseException | None]:
+        ends, _ = await asyncio.gather(take_part(stage, members), asyncio.to_thread(direct))
+        return ends
+
+    assert asyncio.run(both()) == [None, None]
+    assert stage.reasons() == [COMPLETE]
+
+
+def test_a_keeper_that_accepts_but_never_answers_is_replaced(
+    stage: Stage, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a stopped process does: the kernel completes the connection for it."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        assert terms.take(stage.run, 1, 1, Peer(*silent.getsockname()))
+        monkeypatch.setattr(member, "BACK_OFF_SECONDS", (0.01, 0.01))
+        stage.start()
+        children = stage.cast()
+        assert stage.keeper(after=1) in (0, 1)
+        for child in reversed(children):
+            child.order(0, marker=True)
+        stage.cast(1)[0].order(0, marker=True)
+
+
+def test_a_damaged_term_is_passed_over(stage: Stage) -> None:
+    stage.run.write(layout.term(7), b"{")
+    stage.start()
+    for child in reversed(stage.cast()):
+        child.order(0, marker=True)
+    stage.cast(1)[0].order(0, marker=True)
+    newest = terms.latest(stage.run)
+    assert newest
+    assert newest.number == 8
+
+
+@pytest.mark.parametrize("frozen", [0, 1], ids=["keeper", "member"])
+def test_a_frozen_supervisor_is_replaced_by_a_spare(tmp_path: Path, frozen: int) -> None:
+    """The kernel acknowledges for a stopped process; nobody beats for it."""
+    quick = {"SILENCE_SECONDS": "1", "BEAT_SECONDS": "0.2", "CONNECT_SECONDS": "0.5"}
+    with Stage(tmp_path, settings={"operations.spares": 1}) as stage:
+        stage.start(0, **quick)
+        assert stage.keeper() == 0
+        stage.start(1, **quick)
         first = stage.cast()
-        answers.extend([unknown, "127.0.0.2"])  # after another 127.0.0.1, where nobody is any more
-        stage.signal(0, signal.SIGKILL)
-        for child in first:
-            child.wait_gone()
-        stage.start(0, POD_IP="127.0.0.2")
+        stage.start(2, **quick)
+        stage.supervisors[frozen].send_signal(signal.SIGSTOP)
+        first[1 - frozen].wait_gone()
         second = stage.cast()
-        assert [child.cluster[0] for child in second] == ["127.0.0.2:20002"] * 2
+        assert [child.attempt for child in second] == [2, 2]
+        assert [worker.index for worker in stage.attempt(2).workers] == ([2, 1] if frozen == 0 else [0, 2])
+        stage.supervisors[frozen].send_signal(signal.SIGCONT)
+        first[frozen].wait_gone()
         for child in reversed(second):
             child.order(0, marker=True)
         stage.cast(1)[0].order(0, marker=True)
-
-    take_part_by_name(stage, direct)
-
-
-def test_a_keeper_is_found_where_it_says_it_is_while_its_name_is_unknown(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A cluster's DNS may answer for 30 s that a pod's name does not exist, and an older address may be anybody's."""
-    resolve = socket.getaddrinfo
-
-    def ignorant_dns(host: str, *options: int) -> object:
-        if host == "a-0.training":
-            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        return resolve(host, *options)
-
-    monkeypatch.setattr(socket, "getaddrinfo", ignorant_dns)
-    stage.run.write(layout.RENDEZVOUS, b'{"host": "127.0.0.1", "port": 1}')  # of a pod that is gone
-
-    def direct() -> None:
-        for child in reversed(stage.cast()):
-            child.order(0, marker=True)
-        stage.cast(1)[0].order(0, marker=True)
-
-    take_part_by_name(stage, direct)
-
-
-def test_keeper_that_accepts_but_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a stopped process does: the kernel completes the connection for it."""
-    monkeypatch.setattr(member, "CONNECT_SECONDS", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        peer = Peer(*silent.getsockname())
-        place = Place(1, (peer, peer), "127.0.0.1", 20_000, tmp_path, {})
-        silenced = member.Member(place, open_storage(str(tmp_path / "run")), TRAIN, patience=0.3)
-        with pytest.raises(
-            PeerError, match=r"no answer for 0.3 s \(silent for 0.1 s\), expected it to keep the rendezvous"
-        ):
-            asyncio.run(asyncio.wait_for(silenced.run(), PATIENCE))
+        assert [stage.end(index)[0] for index in range(3)] == [0] * 3
+        reason, *done = stage.reasons()
+        assert done == [COMPLETE, EXPORTED]
+        # A keeper that wakes up may still write down why the attempt ended that it had opened.
+        silent = f"worker {frozen}: its supervisor at 127.0.0.1 said nothing for 1 s (frozen, or cut off)"
+        assert reason in ((silent,) if frozen else (silent, SILENT))

@@ -84,20 +84,23 @@ def test_killed_child(stage: Stage, victim: int) -> None:
     assert stored.endswith(f"--- attempt 1, worker {victim} with rank {victim}: {KILLED}\n")
 
 
-@pytest.mark.parametrize("victim", [0, 1], ids=["keeper", "member"])
-def test_killed_supervisor(stage: Stage, victim: int) -> None:
+@pytest.mark.parametrize("keeps", [True, False], ids=["keeper", "member"])
+def test_killed_supervisor(stage: Stage, keeps: bool) -> None:
     """Its child dies with it, the peer's child is stopped, and a restart of the one is enough."""
     stage.start()
     first = stage.cast()
+    keeper = stage.keeper()
+    victim = keeper if keeps else 1 - keeper
     stage.signal(victim, signal.SIGKILL)
     first[victim].wait_gone()
     first[1 - victim].wait_gone()
+    if keeps:
+        assert stage.keeper(after=1) == 1 - victim
     stage.start(victim)
     second = stage.cast()
     assert [child.attempt for child in second] == [2, 2]
     finish(stage, second)
-    reason = "worker 1: its supervisor at 127.0.0.1 is gone" if victim else SILENT
-    assert stage.reasons() == [reason, *DONE]
+    assert stage.reasons() == [SILENT if keeps else f"worker {victim}: its supervisor at 127.0.0.1 is gone", *DONE]
 
 
 def test_member_lost_at_the_finish_ends_by_the_marker(stage: Stage) -> None:
@@ -158,8 +161,9 @@ def test_permanent_error_of_the_export(stage: Stage) -> None:
 
 def test_attempts_are_counted_over_restarts(tmp_path: Path) -> None:
     with Stage(tmp_path, settings={"operations.attempts": 2}) as stage:
-        stage.start(1)
         stage.start(0, POD_NAME="train-0")
+        assert stage.keeper() == 0
+        stage.start(1)
         first = stage.cast()
         stage.signal(0, signal.SIGKILL)
         first[1].wait_gone()
@@ -171,8 +175,8 @@ def test_attempts_are_counted_over_restarts(tmp_path: Path) -> None:
         said += "the last ended with worker 1: exit 75: storage was away"
         assert [stage.end(index) for index in (0, 1)] == [(78, f"error: {said}")] * 2
         assert stage.reasons() == [KEEPER_GONE, "worker 1: exit 75: storage was away"]
-        stage.start(0)
-        assert stage.end(0) == (78, f"error: {said}")
+        stage.start()
+        assert [stage.end(index) for index in (0, 1)] == [(78, f"error: {said}")] * 2
 
 
 def test_attempts_of_the_export_are_counted_by_themselves(tmp_path: Path) -> None:
@@ -190,14 +194,14 @@ def test_attempts_of_the_export_are_counted_by_themselves(tmp_path: Path) -> Non
 def test_what_a_person_or_nobody_s_word_ends_is_no_attempt(tmp_path: Path) -> None:
     """Ctrl-C on one machine, where the launcher sends SIGTERM, and SIGKILL: as often as there are attempts."""
     with Stage(tmp_path, settings={"operations.attempts": 2}) as stage:
-        stage.start(1)
+        stage.start()
         for number, status in ((signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)):
-            stage.start(0)
             children = stage.cast()
-            assert stage.signal(0, number) == status
+            victim = stage.keeper()
+            assert stage.signal(victim, number) == status
             for child in children:
                 child.wait_gone()
-        stage.start(0)
+            stage.start(victim)
         finish(stage, stage.cast())
         assert stage.reasons() == [STOPPED, SILENT, *DONE]
 
@@ -297,7 +301,9 @@ def test_supervisor_of_another_run_is_refused(stage: Stage, tmp_path: Path) -> N
 def test_sigterm_is_obeyed_at_once(stage: Stage) -> None:
     """The stand-in ignores SIGTERM as TensorFlow may; its supervisor ends it all the same, and keeps its log."""
     message = stage.folder / "termination-log"
-    stage.start(TERMINATION_LOG=str(message))
+    stage.start(0, TERMINATION_LOG=str(message))
+    assert stage.keeper() == 0
+    stage.start(1, TERMINATION_LOG=str(message))
     children = stage.cast()
     assert stage.signal(1, signal.SIGTERM) == 143
     for child in children:
@@ -309,19 +315,22 @@ def test_sigterm_is_obeyed_at_once(stage: Stage) -> None:
     assert stage.reasons() == ["worker 1: its supervisor at 127.0.0.1 is gone"]
 
 
-def test_who_is_told_to_end_does_not_come_back(stage: Stage) -> None:
+@pytest.mark.parametrize("victim", [0, 1], ids=["keeper", "member"])
+def test_who_is_told_to_end_does_not_come_back(stage: Stage, victim: int) -> None:
     """Its log takes long to keep: the next attempt begins with its replacement all the same."""
-    log = layout.log("train", 1, 1)
+    log = layout.log("train", victim, 1)
     with (stage.folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        stage.start(0)
-        stage.start(1, LOCK_ON_LOGS=lock.name)
+        locked = [{"LOCK_ON_LOGS": lock.name} if index == victim else {} for index in (0, 1)]
+        stage.start(0, **locked[0])
+        assert stage.keeper() == 0
+        stage.start(1, **locked[1])
         first = stage.cast()
-        leaving = stage.supervisors[1]
+        leaving = stage.supervisors[victim]
         leaving.send_signal(signal.SIGTERM)
         for child in first:
             child.wait_gone()
-        stage.start(1)
+        stage.start(victim)
         second = stage.cast()
         assert [child.attempt for child in second] == [2, 2]
         finish(stage, second)
@@ -329,7 +338,8 @@ def test_who_is_told_to_end_does_not_come_back(stage: Stage) -> None:
     leaving.communicate(timeout=PATIENCE)
     assert leaving.returncode == 143
     assert stage.run.exists(log)
-    assert stage.reasons() == ["worker 1: its supervisor at 127.0.0.1 is gone", *DONE]
+    ended, *done = stage.reasons()
+    assert (ended, done) == (STOPPED if victim == 0 else "worker 1: its supervisor at 127.0.0.1 is gone", DONE)
 
 
 @pytest.mark.parametrize("trained", [False, True], ids=["the chief in training", "the chief in the export"])

@@ -185,7 +185,7 @@ def failed_with(message: str, *, status: int = 75, times: int = 1) -> Any:
             id="a peer that never came",
         ),
         pytest.param(
-            rendezvous_missing("train-x-0.training:2220", 60.0, "connection refused"),
+            rendezvous_missing(0, "train-x-0.training:2220", 60.0, "connection refused"),
             Kind.PEER,
             "worker 0: did not answer: its peers waited 60 s for it: see why its pod does not run, or raise "
             "operations.rendezvous_seconds",

@@ -16,10 +16,13 @@ from deepfake_detector.supervisor.policy import (
     Joined,
     Left,
     Open,
+    Past,
+    Recall,
     Rendezvous,
     Start,
     Stop,
     Worker,
+    assign,
 )
 from deepfake_detector.supervisor.where import Where
 
@@ -27,6 +30,13 @@ W0 = Worker(0, "10.0.0.1", 2222)
 W1 = Worker(1, "10.0.0.2", 2222)
 BOTH = [Joined(W0), Joined(W1)]
 KILLED = "killed by signal 9 (SIGKILL)"
+
+
+def rendezvous_of(workers: int, *, attempts: int = 20, spares: int = 0, past: Past | None = None) -> Rendezvous:
+    """One that knows of the run's past."""
+    rendezvous = Rendezvous(workers, attempts=attempts, spares=spares)
+    assert rendezvous.handle(past or Past()) == []
+    return rendezvous
 
 
 def begins(attempt: int) -> list[Action]:
@@ -93,20 +103,83 @@ def begins(attempt: int) -> list[Action]:
     ],
 )
 def test_last_event_leads_to(events: list[Event], actions: list[Action]) -> None:
-    rendezvous = Rendezvous(2, attempts=20)
+    rendezvous = rendezvous_of(2)
     assert [rendezvous.handle(event) for event in events][-1] == actions
 
 
 def test_attempts_are_bounded_over_restarts_of_the_keeper() -> None:
-    rendezvous = Rendezvous(2, attempts=3, last=7, used=2)
-    begun = [rendezvous.handle(event) for event in BOTH][-1]
-    assert begun == begins(8)
+    rendezvous = Rendezvous(2, attempts=3)
+    asked = [rendezvous.handle(event) for event in BOTH][-1]
+    assert asked == [Recall()], "not before it could begin: another's attempt may be at work until then"
+    assert rendezvous.handle(Past(last=7, used=2)) == begins(8)
     close, finish = rendezvous.handle(Ended(1, 8, -11, "killed by signal 11 (SIGSEGV)"))
     assert close == Close(8, "worker 1: killed by signal 11 (SIGSEGV)")
     assert isinstance(finish, Finish)
     assert finish.status == EXIT_PERMANENT
     assert finish.message.startswith("3 attempts of training: expected at most operations.attempts=3 over the run")
     assert finish.message.endswith("worker 1: killed by signal 11 (SIGSEGV)")
+
+
+def test_no_attempt_is_left_when_the_rendezvous_moves() -> None:
+    rendezvous = Rendezvous(2, attempts=3)
+    for event in BOTH:
+        rendezvous.handle(event)
+    [finish] = rendezvous.handle(Past(last=9, used=3, reason="exit 75: away"))
+    assert isinstance(finish, Finish)
+    assert finish.status == EXIT_PERMANENT
+    assert finish.message.endswith("exit 75: away")
+
+
+W2 = Worker(2, "10.0.0.3", 2222)
+
+
+def starts(actions: list[Action]) -> dict[int, int]:
+    """Ranks by index, of those who are told to start."""
+    return {action.index: action.rank for action in actions if isinstance(action, Start)}
+
+
+def test_a_spare_takes_over_at_once() -> None:
+    rendezvous = rendezvous_of(2, spares=1)
+    for event in BOTH:
+        begun = rendezvous.handle(event)
+    assert starts(begun) == {0: 0, 1: 1}
+    assert rendezvous.handle(Joined(W2)) == []
+    assert rendezvous.handle(Left(0)) == [Stop(1), Close(1, "worker 0: its supervisor at 10.0.0.1 is gone")]
+    begun = rendezvous.handle(Ended(1, 1, -9, KILLED))
+    assert starts(begun) == {2: 0, 1: 1}, "who is there keeps its rank"
+    assert rendezvous.handle(Joined(W0)) == [], "a spare now"
+    assert rendezvous.handle(Left(0)) == [], "which nobody misses"
+    assert rendezvous.missing == []
+
+
+def test_a_spare_that_comes_first_is_a_worker() -> None:
+    rendezvous = rendezvous_of(2, spares=1)
+    assert rendezvous.handle(Joined(W2)) == []
+    assert rendezvous.missing == [0, 1], "both are awaited, of whom one is enough"
+    assert starts(rendezvous.handle(Joined(W1))) == {1: 0, 2: 1}
+
+
+def test_the_next_keeper_leaves_the_ranks_where_they_are() -> None:
+    rendezvous = rendezvous_of(2, spares=1, past=Past(last=4, used=4, ranks={2: 0, 1: 1}))
+    rendezvous.handle(Joined(W1))
+    assert starts(rendezvous.handle(Joined(W0))) == {0: 0, 1: 1}
+
+
+@given(
+    workers=st.integers(1, 5),
+    spares=st.integers(0, 4),
+    former=st.dictionaries(st.integers(0, 8), st.integers(0, 8)),
+    absent=st.sets(st.integers(0, 8)),
+)
+def test_ranks_are_dense_and_sticky(workers: int, spares: int, former: dict[int, int], absent: set[int]) -> None:
+    former = {index: rank for rank, index in enumerate(former)}
+    present = [index for index in range(9) if index not in absent][: workers + spares]
+    if len(present) < workers:
+        return
+    ranks = assign(former, present, workers)
+    assert sorted(ranks.values()) == list(range(workers))
+    assert set(ranks) <= set(present)
+    assert all(ranks[index] == rank for index, rank in former.items() if index in present and rank < workers)
 
 
 @pytest.mark.parametrize(
@@ -117,7 +190,7 @@ def test_attempts_are_bounded_over_restarts_of_the_keeper() -> None:
     ],
 )
 def test_a_reason_names_the_node(event: Event, reason: str) -> None:
-    rendezvous = Rendezvous(2, attempts=20)
+    rendezvous = rendezvous_of(2)
     for joined in (Joined(W0), Joined(Worker(1, "10.0.0.2", 2222, Where("train-1", "node-2")))):
         rendezvous.handle(joined)
     assert Close(1, reason) in rendezvous.handle(event)
@@ -125,16 +198,17 @@ def test_a_reason_names_the_node(event: Event, reason: str) -> None:
 
 @given(
     workers=st.integers(1, 4),
-    steps=st.lists(st.tuples(st.sampled_from(["join", "leave", "end", "late end"]), st.integers(0, 3)), max_size=60),
+    spares=st.integers(0, 3),
+    steps=st.lists(st.tuples(st.sampled_from(["join", "leave", "end", "late end"]), st.integers(0, 6)), max_size=60),
 )
-def test_no_two_attempts_overlap(workers: int, steps: list[tuple[str, int]]) -> None:
+def test_no_two_attempts_overlap(workers: int, spares: int, steps: list[tuple[str, int]]) -> None:
     """Whatever happens in whatever order: children start together, in full, and never beside an older child."""
-    rendezvous = Rendezvous(workers, attempts=10)
+    rendezvous = rendezvous_of(workers, attempts=10, spares=spares)
     alive: dict[int, int] = {}  # index -> attempt of its living child
     present: set[int] = set()
     opened = 0
     for kind, number in steps:
-        index = number % workers
+        index = number % (workers + spares)
         if kind == "join" and index not in present:
             present.add(index)
             event: Event = Joined(Worker(index, "10.0.0.1", 2222))

@@ -15,6 +15,7 @@ from deepfake_detector.supervisor.policy import (
     Left,
     Open,
     Overdue,
+    Past,
     Rendezvous,
     Stop,
     Worker,
@@ -40,11 +41,17 @@ def worker(index: int) -> Worker:
     return Worker(index, f"10.0.0.{index}", 2222)
 
 
+def knowing(policy: Rendezvous) -> Rendezvous:
+    """With the run's past, of which there is none."""
+    assert policy.handle(Past()) == []
+    return policy
+
+
 class Rounds:
     """A rendezvous of 3 with a budget of 60 s, on a clock of the test's."""
 
     def __init__(self) -> None:
-        self.policy = Rendezvous(3, attempts=20, patience=60.0)
+        self.policy = knowing(Rendezvous(3, attempts=20, budget=Budget(60.0)))
         self.now = 0.0
 
     def until(self, now: float, *events: Joined | Left) -> list[Finish]:
@@ -94,7 +101,7 @@ def test_a_worker_that_is_lost_in_training_has_the_whole_budget_to_come_back() -
 
 def test_the_waiting_ends_children_that_are_still_being_stopped() -> None:
     """A supervisor that stops its child for ever long is no reason to wait any longer."""
-    policy = Rendezvous(2, attempts=20)
+    policy = knowing(Rendezvous(2, attempts=20))
     policy.handle(Joined(worker(0)))
     policy.handle(Joined(worker(1)))
     assert Stop(0) in policy.handle(Left(1))
@@ -102,14 +109,14 @@ def test_the_waiting_ends_children_that_are_still_being_stopped() -> None:
 
 
 def test_nobody_is_overdue_once_all_are_there() -> None:
-    policy = Rendezvous(1, attempts=20)
+    policy = knowing(Rendezvous(1, attempts=20))
     assert isinstance(policy.handle(Joined(worker(0)))[0], Open)
     assert policy.handle(Overdue("worker 0: late")) == []
     assert not policy.finished
 
 
 def test_a_complete_training_waits_for_nobody() -> None:
-    policy = Rendezvous(2, attempts=20)
+    policy = knowing(Rendezvous(2, attempts=20))
     policy.handle(Joined(worker(0)))
     assert policy.handle(Completed()) == [Finish(0, "training is complete")]
 
@@ -124,7 +131,7 @@ def test_what_the_rendezvous_says_is_read_again(addresses: dict[int, str], secon
 
 
 def test_what_a_worker_says_is_read_again() -> None:
-    read = in_vain(rendezvous_missing("train-x-0.training:2220", 900.0, "silent for 5 s"))
+    read = in_vain(rendezvous_missing(0, "train-x-0.training:2220", 900.0, "silent for 5 s"))
     assert read is not None
     assert (read.indexes, read.seconds, read.problem) == ((0,), "900", "did not answer")
 

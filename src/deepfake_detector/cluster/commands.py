@@ -77,6 +77,7 @@ def _add_submit(commands: Commands, parents: list[argparse.ArgumentParser]) -> N
     train = stages.add_parser("train", parents=parents, help="records to a model, a pod for each worker")
     train.add_argument("--records", metavar="GS", default="", help="finished records of another run (its own)")
     train.add_argument("--workers", metavar="N", type=_at_least_one, default=None, help="pods (as before; recipe's)")
+    train.add_argument("--spares", metavar="N", type=int, help="more pods, that take over for lost ones (as before; 0)")
     export = stages.add_parser("export", parents=parents, help="the export by itself: training ends with one")
     for stage, parser in (("preprocess", preprocess), ("train", train), ("export", export)):
         _add_submission(parser)
@@ -101,6 +102,8 @@ def _submit(arguments: argparse.Namespace) -> int:
     assignments = list(arguments.set)
     if workers := vars(arguments).get("workers"):
         assignments.append(f"train.workers={workers}")
+    if (spares := vars(arguments).get("spares")) is not None:
+        assignments.append(f"operations.spares={spares}")
     wanted = Submission(
         stage=arguments.stage,
         run=arguments.run,

@@ -259,7 +259,8 @@ def _fill(
 ) -> dict[str, Any]:
     config = settlement.config
     shards = retry.shards if retry else config.data.shards
-    completions = {"preprocess": shards, "train": config.train.workers, "export": 1}[wanted.stage]
+    trainers = config.train.workers + config.operations.spares
+    completions = {"preprocess": shards, "train": trainers, "export": 1}[wanted.stage]
     return fill(
         template,
         stage=wanted.stage,

@@ -123,6 +123,7 @@ class Operations(Section):
     attempts: int = Field(
         20, ge=1, description="lives of training, over the run; of each shard and the export, since it last succeeded"
     )
+    spares: int = Field(0, ge=0, description="idle supervisors that take over a lost rank; fewer than train.workers")
     rendezvous_seconds: float = Field(
         900, gt=0, description="how long the workers wait for each other; a Job's own back-off is up to 600"
     )
@@ -149,6 +150,15 @@ class Config(Section):
     train: Train = Train()
     export: Export = Export()
     operations: Operations = Operations()
+
+    @model_validator(mode="after")
+    def _spares_are_few(self) -> Self:
+        """So that no two halves of a divided network can both train."""
+        if 0 < self.operations.spares >= self.train.workers:
+            raise ValueError(
+                f"operations.spares={self.operations.spares}: expected fewer than train.workers={self.train.workers}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _backbone_fits_the_crop(self) -> Self:

@@ -185,9 +185,9 @@ def fill(
     return filled
 
 
-def peers(job: str, workers: int) -> list[str]:
-    """host:port of each worker's rendezvous, by the headless Service: short names, in the pods' own namespace."""
-    return [f"{job}-{index}.{TRAINING_SERVICE}:{RENDEZVOUS_PORT}" for index in range(workers)]
+def peers(job: str, pods: int) -> list[str]:
+    """host:port of each supervisor, by the headless Service: short names, in the pods' own namespace."""
+    return [f"{job}-{index}.{TRAINING_SERVICE}:{RENDEZVOUS_PORT}" for index in range(pods)]
 
 
 def in_namespace(objects: Sequence[Mapping[str, Any]], namespace: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ RECORDS_SUMMARY = "records/summary.json"  # preprocessing's marker
 CHECKPOINTS = "checkpoints/"
 TRAINED = "checkpoints/trained.json"  # training's marker
 ATTEMPTS = "logs/attempts/"
-RENDEZVOUS = "logs/train/rendezvous.json"  # where the supervisors of a training find each other
+TERMS = "logs/train/terms/"  # where the supervisors of a training find the one that keeps their rendezvous
 METRICS = "logs/metrics.jsonl"
 TENSORBOARD = "logs/tensorboard/"
 CHARTS = "report/charts.png"  # accuracy, loss and time per epoch
@@ -74,6 +74,16 @@ def attempts(shard: int | None = None) -> str:
 def attempt(number: int, shard: int | None = None) -> str:
     """What one attempt was and why it ended: ranks, addresses, reason."""
     return f"{attempts(shard)}{number:05d}.json"
+
+
+def term(number: int) -> str:
+    """Who kept the rendezvous of training from then on: ten digits, so that names sort by number."""
+    return f"{TERMS}{number:010d}.json"
+
+
+def term_number(name: str) -> int:
+    """The number in a name of `term`."""
+    return int(name.removeprefix(TERMS).removesuffix(".json"))
 
 
 def log(stage: str, index: int, number: int) -> str:

@@ -2,11 +2,11 @@
 
 While no pod is lost, a training whose workers do not all come ends at most
 
-    2 x operations.rendezvous_seconds + 5 s + the pods' grace period (10 s)
+    operations.rendezvous_seconds + 10 s + the pods' grace period (10 s)
 
-after its first pod runs: one budget in which the others wait for the rendezvous, one in which the rendezvous waits for
-the others, a last try to connect. Each complete set of workers is an attempt, and those are counted
-(operations.attempts), so workers that come and go do not prolong it for ever either.
+after its first pod runs: the first supervisor keeps the rendezvous and waits for the others; whoever can't reach it
+keeps one of its own for the rest of its budget, after a last try to connect. Each complete set of workers is an
+attempt, and those are counted (operations.attempts), so workers that come and go do not prolong it for ever either.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ def workers_missing(addresses: Mapping[int, str], seconds: float) -> str:
     return f"{who} {named}: not there after {seconds:g} s, expected {whose} to register ({SETTING})"
 
 
-def rendezvous_missing(address: str, seconds: float, reason: str) -> str:
-    """What a worker says that found no rendezvous. reason: of the last try."""
+def rendezvous_missing(index: int, address: str, seconds: float, reason: str) -> str:
+    """What a worker says that found no rendezvous. index: of who should keep it; reason: of the last try."""
     why = f"no answer for {seconds:g} s ({reason})"
-    return f"supervisor 0 ({address}): {why}, expected it to keep the rendezvous ({SETTING})"
+    return f"supervisor {index} ({address}): {why}, expected it to keep the rendezvous ({SETTING})"
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class InVain:
 
 
 _WORKERS = re.compile(r"workers? (?P<who>\d+ \(.+?): not there after (?P<seconds>[\d.e+]+) s")
-_CHIEF = re.compile(r"supervisor 0 \(.+?\): no answer for (?P<seconds>[\d.e+]+) s")
+_KEEPER = re.compile(r"supervisor (?P<index>\d+) \(.+?\): no answer for (?P<seconds>[\d.e+]+) s")
 
 
 def in_vain(message: str) -> InVain | None:
@@ -75,6 +75,6 @@ def in_vain(message: str) -> InVain | None:
     if match := _WORKERS.search(message):
         indexes = tuple(int(number) for number in re.findall(r"(?:^|, )(\d+) \(", match["who"]))
         return InVain(indexes, match["who"], match["seconds"], "never came")
-    if match := _CHIEF.search(message):
-        return InVain((0,), "0", match["seconds"], "did not answer")
+    if match := _KEEPER.search(message):
+        return InVain((int(match["index"]),), match["index"], match["seconds"], "did not answer")
     return None

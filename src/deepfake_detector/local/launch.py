@@ -152,10 +152,11 @@ def _run_shards(waiting: deque[Job], processes: Processes, display: PreprocessDi
 def _train(
     run: Storage, config: Config, processes: Processes, scratch: Path, command: Sequence[str], verbose: bool
 ) -> None:
-    """One supervisor for each worker, with ports of its own on 127.0.0.1; the first also runs the export."""
-    workers = config.train.workers
-    print(f"train: {workers} {'process' if workers == 1 else 'processes'} x {config.train.threads} threads")
-    blocks = free_blocks(workers, 1 + PORTS)
+    """One supervisor for each worker and spare, with ports of its own on 127.0.0.1; the first also runs the export."""
+    workers, spares = config.train.workers, config.operations.spares
+    more = f", {spares} to spare" if spares else ""
+    print(f"train: {workers} {'process' if workers == 1 else 'processes'} x {config.train.threads} threads{more}")
+    blocks = free_blocks(workers + spares, 1 + PORTS)
     peers = ",".join(f"127.0.0.1:{block}" for block in blocks)
     jobs = [
         _job(

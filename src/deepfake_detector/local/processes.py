@@ -147,7 +147,7 @@ def free_blocks(count: int, size: int) -> list[int]:
             blocks.append(first)
         if len(blocks) == count:
             return blocks
-    raise ConfigError(f"train.workers={count}: expected {count} blocks of {size} free ports on 127.0.0.1")
+    raise ConfigError(f"{count} training processes: expected {count} blocks of {size} free ports on 127.0.0.1")
 
 
 def _is_free(port: int) -> bool:

@@ -3,6 +3,9 @@
 policy      what the rendezvous decides: events in, actions out, no I/O
 attempts    the run's count of attempts, with their reasons
 wire        one JSON object a line over TCP
+place       where a supervisor is, and its peers
+terms       who keeps the rendezvous: whoever created the latest of some small objects
+office      finding the rendezvous, or taking it over
 keeper      the rendezvous: the policy, connected to sockets and storage
 member      the supervisor's side: starts, watches and ends one child as it is told
 child       one child process that never outlives its supervisor

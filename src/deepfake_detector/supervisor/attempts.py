@@ -84,6 +84,13 @@ class History:
         """Why the latest attempt ended."""
         return (self._attempts[-1].reason or "") if self._attempts else ""
 
+    @property
+    def ranks(self) -> dict[int, int]:
+        """Who had which rank in training's latest attempt, by index."""
+        trained = (attempt for attempt in reversed(self._attempts) if attempt.stage == "train")
+        latest = next(trained, None)
+        return {worker.index: worker.rank for worker in latest.workers} if latest else {}
+
     def used(self, stage: Work) -> int:
         return sum(attempt.stage == stage and attempt.reason not in UNCOUNTED for attempt in self._attempts)
 

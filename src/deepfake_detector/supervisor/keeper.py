@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import EXIT_UNAVAILABLE, DetectorError, NotFoundError, PeerError, WaitError
-from deepfake_detector.core.waiting import workers_missing
-from deepfake_detector.supervisor import sigterm, wire
+from deepfake_detector.core.config import Operations
+from deepfake_detector.core.errors import EXIT_UNAVAILABLE, PeerError, WaitError
+from deepfake_detector.core.waiting import Budget, workers_missing
+from deepfake_detector.supervisor import sigterm, terms, wire
 from deepfake_detector.supervisor.attempts import AttemptWorker, History
 from deepfake_detector.supervisor.policy import (
     Action,
@@ -26,108 +26,129 @@ from deepfake_detector.supervisor.policy import (
     Left,
     Open,
     Overdue,
+    Past,
+    Recall,
     Rendezvous,
     Start,
     Stop,
     Worker,
 )
+from deepfake_detector.supervisor.terms import Peer, Term
 from deepfake_detector.supervisor.where import Where
 
 log = logging.getLogger(__name__)
 FAREWELL_SECONDS = 5.0  # how long the last message may take to leave
-
-
-@dataclass(frozen=True)
-class Peer:
-    """Where a supervisor is, or will be; a host is a name or an IP address."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
-
-
-def write_address(run: Storage, keeper: Peer) -> None:
-    """Tell where the rendezvous is kept, for those who can't resolve its name yet."""
-    run.write(layout.RENDEZVOUS, (json.dumps({"host": keeper.host, "port": keeper.port}) + "\n").encode())
-
-
-def read_address(run: Storage) -> Peer | None:
-    """Where the rendezvous was last said to be kept: maybe by a pod that is gone. A hint: damage is no address."""
-    try:
-        match json.loads(run.read(layout.RENDEZVOUS)):
-            case {"host": str(host), "port": int(port)}:
-                return Peer(host, port)
-    except (NotFoundError, ValueError):
-        pass
-    return None
+LOOK_SECONDS = 2.0  # while workers are missing: whether another keeps the rendezvous by now
 
 
 class Keeper:
-    """Keeps the rendezvous of a run for as long as training lasts. patience: seconds to wait for a worker."""
+    """One term of the rendezvous, kept by this supervisor: `listen`, `take`, `run`, and `close` however it went.
+
+    peers: every supervisor, spares included, in order of index; workers: ranks to fill; budget: of this supervisor, to
+    wait for others.
+    """
 
     def __init__(
-        self, run: Storage, history: History, peers: Sequence[Peer], *, attempts: int, patience: float
+        self, run: Storage, peers: Sequence[Peer], workers: int, operations: Operations, budget: Budget
     ) -> None:
         self._run = run
-        self._history = history
         self._peers = peers
-        self._policy = Rendezvous(
-            len(peers), attempts=attempts, last=history.last, used=history.used("train"), patience=patience
-        )
+        self._budget = budget
+        self._policy = Rendezvous(workers, attempts=operations.attempts, spares=len(peers) - workers, budget=budget)
+        self._term = 0
+        self._server: asyncio.Server | None = None
+        self._history: History | None = None
         self._links: dict[int, asyncio.StreamWriter] = {}
         self._events: asyncio.Queue[Event] = asyncio.Queue()
         self._finish: Finish | None = None
         self._telling = contextlib.ExitStack()  # a farewell for as long as an attempt is open
 
-    async def run(self, host: str, port: int) -> None:
-        """Listen on host:port until training is complete or can't be; every supervisor is told which.
-
-        Raises PeerError naming the workers that did not come, WaitError where something else listens there, and
-        StorageError.
-        """
+    async def listen(self, here: Peer) -> None:
+        """Answer on this address; raises WaitError where something else does."""
         try:
-            server = await asyncio.start_server(self._serve, host, port, limit=wire.MAX_LINE)
+            self._server = await asyncio.start_server(self._serve, here.host, here.port, limit=wire.MAX_LINE)
         except OSError as error:
-            raise WaitError(f"{host}:{port}: {error.strerror}, expected to keep the rendezvous there") from None
-        telling = asyncio.create_task(self._tell_address(Peer(host, port)))
-        try:
-            while not self._policy.finished:
-                await self._perform(self._policy.handle(await self._next_event()))
-        finally:
-            self._telling.close()
-            server.close()
-            telling.cancel()
-            await self._hang_up()
+            raise WaitError(f"{here}: {error.strerror}, expected to keep the rendezvous there") from None
+
+    async def take(self, number: int, index: int, here: Peer) -> Term | None:
+        """Take this term, as supervisor `index` at `here`; None when somebody else has. Raises StorageError."""
+        term = await asyncio.to_thread(terms.take, self._run, number, index, here)
+        self._term = term.number if term else 0
+        return term
+
+    async def run(self) -> None:
+        """Keep it until training is complete or can't be, of which every supervisor is told, or to a later term.
+
+        Raises PeerError naming the workers that did not come, and StorageError.
+        """
+        while not self._policy.finished:
+            event = await self._next_event()
+            if event is None:
+                log.info("another supervisor keeps the rendezvous now")
+                return
+            try:
+                await self._perform(self._policy.handle(event))
+            except WaitError as error:  # frozen or cut off, it did not know that it is superseded
+                log.info("%s", error)
+                return
+            if sigterm.asked():
+                await self._leave()
         if self._finish and self._finish.status == EXIT_UNAVAILABLE:
             raise PeerError(self._finish.message)
 
-    async def _tell_address(self, here: Peer) -> None:
-        """Beside the rendezvous' own work: the address is a hint, without which the others wait for DNS to know us."""
-        try:
-            await asyncio.to_thread(write_address, self._run, here)
-        except DetectorError as error:
-            log.warning("%s: the others find the rendezvous by its name only", error)
+    async def close(self) -> None:
+        """Nobody is answered any more; what was said last has left."""
+        self._telling.close()
+        if self._server:
+            self._server.close()
+        await self._hang_up()
 
-    async def _next_event(self) -> Event:
-        """The next event. Where it could end an attempt, or the waiting, training's marker has the last word on how."""
+    async def _leave(self) -> None:
+        """After SIGTERM: the others look for another keeper at once, and this process ends with its last farewell.
+
+        Above all it begins no attempt any more, which would end with it.
+        """
+        if self._server:
+            self._server.close()
+        for writer in self._links.values():
+            writer.close()
+        await asyncio.Event().wait()
+
+    async def _next_event(self) -> Event | None:
+        """The next event; None: another keeps the rendezvous.
+
+        Where it could end an attempt, or the waiting, training's marker has the last word on how.
+        """
         missing = {index: str(self._peers[index]) for index in self._policy.missing}
         if missing:
             log.info("waiting for worker %s", ", ".join(f"{index} ({peer})" for index, peer in missing.items()))
-        try:
-            async with asyncio.timeout_at(self._policy.overdue_at(asyncio.get_running_loop().time())):
-                event = await self._events.get()
-        except TimeoutError:
-            event = Overdue(workers_missing(missing, self._policy.patience))
+        event = await self._awaited(missing)
         if isinstance(event, Ended | Left | Overdue) and await asyncio.to_thread(self._run.exists, layout.TRAINED):
             return Completed()
         return event
 
+    async def _awaited(self, missing: dict[int, str]) -> Event | None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            overdue = self._policy.overdue_at(clock())
+            try:
+                async with asyncio.timeout_at(overdue and min(overdue, clock() + LOOK_SECONDS)):
+                    return await self._events.get()
+            except TimeoutError:
+                newest = await asyncio.to_thread(terms.latest, self._run)
+                if newest and newest.number > self._term:
+                    return None
+                if overdue and clock() >= overdue:
+                    return Overdue(workers_missing(missing, self._budget.seconds))
+
     async def _perform(self, actions: list[Action]) -> None:
         for action in actions:
             match action:
+                case Recall():
+                    self._events.put_nowait(await asyncio.to_thread(self._recall))
                 case Open(attempt, workers):
+                    if sigterm.asked():
+                        await self._leave()
                     self._telling.enter_context(sigterm.farewell())
                     places = [
                         AttemptWorker(
@@ -135,7 +156,7 @@ class Keeper:
                         )
                         for rank, worker in enumerate(workers)
                     ]
-                    await asyncio.to_thread(self._history.open, attempt, "train", places)
+                    await asyncio.to_thread(self._attempts.open, attempt, "train", places)
                     log.info("attempt %d begins: %s", attempt, ", ".join(place.address for place in places))
                 case Start(index, attempt, rank, cluster):
                     self._send(index, {"type": "start", "attempt": attempt, "rank": rank, "cluster": cluster})
@@ -143,12 +164,22 @@ class Keeper:
                     self._send(index, {"type": "stop"})
                 case Close(attempt, reason):
                     log.info("attempt %d ended: %s", attempt, reason)
-                    await asyncio.to_thread(self._history.close, reason)
+                    await asyncio.to_thread(self._attempts.close, reason)
                     self._telling.close()
                 case Finish(status, message):
                     self._finish = action
                     for index in self._links:
                         self._send(index, {"type": "finish", "status": status, "message": message})
+
+    def _recall(self) -> Past:
+        self._history = History(self._run)
+        history = self._history
+        return Past(history.last, history.used("train"), history.reason, history.ranks)
+
+    @property
+    def _attempts(self) -> History:
+        assert self._history, "an attempt begins after a Recall"
+        return self._history
 
     def _send(self, index: int, message: wire.Message) -> None:
         if index in self._links:  # else its Left event is under way
@@ -157,25 +188,37 @@ class Keeper:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One supervisor's connection, from its registration to its end."""
         wire.keep_alive(writer)
-        worker = self._registration(await wire.receive(reader))
-        if worker is None:
+        async with wire.beating(writer):
+            async with asyncio.timeout(wire.SILENCE_SECONDS):
+                worker = self._registration(await wire.receive(reader))
+            if worker is None or sigterm.asked():
+                writer.close()
+                return
+            former = self._links.get(worker.index)
+            if former is not None:  # its pod was replaced before the kernel noticed
+                self._events.put_nowait(Left(worker.index))
+                former.close()
+            self._links[worker.index] = writer
+            wire.send(writer, {"type": "welcome"})
+            self._events.put_nowait(Joined(worker))
+            why = await self._listen_to(worker.index, reader, writer)
             writer.close()
-            return
-        former = self._links.get(worker.index)
-        if former is not None:  # its pod was replaced before the kernel noticed
-            self._events.put_nowait(Left(worker.index))
-            former.close()
-        self._links[worker.index] = writer
-        wire.send(writer, {"type": "welcome"})
-        self._events.put_nowait(Joined(worker))
-        while (message := await wire.receive(reader)) and self._links.get(worker.index) is writer:
-            match message:
-                case {"type": "ended", "attempt": int(attempt), "status": int(status), "reason": str(reason)}:
-                    self._events.put_nowait(Ended(worker.index, attempt, status, reason))
-        writer.close()
-        if self._links.get(worker.index) is writer:
-            del self._links[worker.index]
-            self._events.put_nowait(Left(worker.index))
+            if self._links.get(worker.index) is writer:
+                del self._links[worker.index]
+                self._events.put_nowait(Left(worker.index, why))
+
+    async def _listen_to(self, index: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
+        """Its messages become events; returns, at the end, why it is gone."""
+        try:
+            async for message in wire.messages(reader):
+                if self._links.get(index) is not writer:
+                    break
+                match message:
+                    case {"type": "ended", "attempt": int(attempt), "status": int(status), "reason": str(reason)}:
+                        self._events.put_nowait(Ended(index, attempt, status, reason))
+        except wire.Silent:
+            return f"said nothing for {wire.SILENCE_SECONDS:g} s (frozen, or cut off)"
+        return "is gone"
 
     def _registration(self, message: wire.Message | None) -> Worker | None:
         match message:

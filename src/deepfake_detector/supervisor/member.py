@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
 
 from deepfake_detector.adapters.process_time import process_started
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import EXIT_OK, EXIT_UNAVAILABLE, PeerError, StorageError
+from deepfake_detector.core.errors import EXIT_OK, EXIT_UNAVAILABLE, PeerError
 from deepfake_detector.core.timeline import Timeline
 from deepfake_detector.core.topology import Cluster
 from deepfake_detector.core.waiting import Budget, rendezvous_missing
 from deepfake_detector.supervisor import sigterm, wire
 from deepfake_detector.supervisor.child import Child, follow
-from deepfake_detector.supervisor.keeper import Peer, read_address
 from deepfake_detector.supervisor.logs import store_log
-from deepfake_detector.supervisor.where import NOWHERE, Where
+from deepfake_detector.supervisor.office import Office
+from deepfake_detector.supervisor.place import Place
+from deepfake_detector.supervisor.terms import Peer, Term
 
 log = logging.getLogger(__name__)
 CONNECT_SECONDS = 5.0  # to the welcome: an address that nobody has, or a process that is stopped, answers nothing
@@ -29,60 +28,38 @@ BACK_OFF_SECONDS = (0.05, 1.0)  # first and longest pause between two tries
 WIND_DOWN_SECONDS = 2.0  # for a child to end by itself once training is complete, and for the last log
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a supervisor is. peers: every supervisor's rendezvous address, in order of index.
-
-    host: this machine's IP address, under which the TensorFlow processes find each other; base_port: the first of
-    the 8 ports of this worker; environment: what its children inherit.
-    """
-
-    index: int
-    peers: tuple[Peer, ...]
-    host: str
-    base_port: int
-    scratch: Path
-    environment: Mapping[str, str]
-    verbose: bool = False
-    where: Where = NOWHERE
-
-
 class Member:
-    """One supervisor's part in training. patience: seconds without a rendezvous after which it gives up."""
+    """One supervisor's part in training. office: where it finds the rendezvous, or takes it over; budget: to wait."""
 
-    def __init__(
-        self,
-        place: Place,
-        run: Storage,
-        command: Sequence[str],
-        *,
-        patience: float,
-    ) -> None:
+    def __init__(self, place: Place, run: Storage, command: Sequence[str], office: Office, budget: Budget) -> None:
         self._place = place
         self._run = run
         self._command = command
-        self._budget = Budget(patience)  # for a rendezvous that answers
+        self._office = office
+        self._budget = budget
         self._child: Child | None = None
         self._watch: asyncio.Task[None] | None = None
         self._timeline = Timeline({"process": round(process_started(), 3)})
         self._timeline.mark("supervisor")
         self._uploads: set[asyncio.Task[None]] = set()
-        self._refusals: dict[Peer, str] = {}  # why the last connection to each failed
 
     async def run(self) -> str | None:
         """Obey the rendezvous to the end: None, training is complete; a text, why no retry can help.
 
-        Raises PeerError when no rendezvous answered for `patience` seconds, or it says that others did not come, and
-        StorageError.
+        Raises PeerError when workers, or any rendezvous, did not come within the budget, and StorageError.
         """
-        clock = asyncio.get_running_loop().time
-        self._budget.wait(clock())
         pause = BACK_OFF_SECONDS[0]
-        for number in itertools.count():
-            if await asyncio.to_thread(self._run.exists, layout.TRAINED):
-                break
-            keeper = await self._keeper(number)
-            finish = await self._obey(keeper)
+        unreachable = 0  # the latest term whose keeper did not answer
+        while not await asyncio.to_thread(self._run.exists, layout.TRAINED):
+            term = await self._office.find(unreachable)
+            try:
+                finish = await self._obey(term)
+            except ConnectionError as error:
+                self._wait_no_longer(term, str(error))
+                finish, unreachable = None, term.number
+                pause = min(2 * pause, BACK_OFF_SECONDS[1])
+            else:
+                pause = BACK_OFF_SECONDS[0]
             if sigterm.asked():
                 await _leaving()
             if finish is not None:
@@ -90,65 +67,48 @@ class Member:
                 if finish["status"] == EXIT_UNAVAILABLE:
                     raise PeerError(str(finish["message"]))
                 return None if finish["status"] == EXIT_OK else str(finish["message"])
-            if self._budget.waiting:
-                pause = min(2 * pause, BACK_OFF_SECONDS[1])
-            else:
-                log.warning("supervisor 0 (%s): connection lost", keeper)
-                pause = BACK_OFF_SECONDS[0]
-            if clock() > self._budget.wait(clock()):
-                named = await self._keeper(0)
-                raise PeerError(rendezvous_missing(str(named), self._budget.seconds, self._refusals[named]))
             await asyncio.sleep(pause)
         await self._flush()
         return None
 
-    async def _keeper(self, number: int) -> Peer:
-        """Where to look for the rendezvous at a try: by supervisor 0's name, and in turn where it says it is.
+    def _wait_no_longer(self, term: Term, reason: str) -> None:
+        """Raise PeerError where the budget is spent on keepers that do not answer."""
+        clock = asyncio.get_running_loop().time
+        log.info("%s: %s", term, reason)
+        if clock() > self._budget.wait(clock()):
+            raise PeerError(rendezvous_missing(term.keeper, str(term.address), self._budget.seconds, reason))
 
-        A cluster's DNS answers for up to 30 s that a new name does not exist, or with the address of a pod that is
-        gone (coredns#2434).
-        """
-        named = self._place.peers[0]
-        if self._place.index == 0:
-            return Peer(self._place.host, named.port)
-        said = None
-        if number % 2:
-            with contextlib.suppress(StorageError):  # the name is tried all the same
-                said = await asyncio.to_thread(read_address, self._run)
-        return said or named
-
-    async def _obey(self, keeper: Peer) -> wire.Message | None:
+    async def _obey(self, term: Term) -> wire.Message | None:
         """One connection: its final message, or None when it broke. No child is left afterwards.
 
-        The name is resolved each time: one that does not resolve yet is no answer as any other, and a keeper whose
-        pod was replaced has another address.
+        Raises ConnectionError when there is no such connection.
         """
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
-                reader, writer = await self._register(keeper)
+                reader, writer = await self._register(term.address)
         except OSError as error:  # TimeoutError is one
-            reason = error.strerror or str(error) or f"silent for {CONNECT_SECONDS:g} s"
-            if reason != self._refusals.get(keeper):
-                log.info("waiting for supervisor 0 (%s): %s", keeper, reason)
-            self._refusals[keeper] = reason
-            return None
-        self._refusals[keeper] = "the connection was lost"
-        self._budget.met()
+            raise ConnectionError(error.strerror or str(error) or f"silent for {CONNECT_SECONDS:g} s") from error
+        if term.keeper != self._place.index:
+            self._budget.met()
         try:
-            while message := await wire.receive(reader):
-                match message:
-                    case {"type": "start", "attempt": int(attempt), "rank": int(rank), "cluster": list(cluster)}:
-                        await self._start(writer, attempt, rank, cluster)
-                    case {"type": "stop"} if self._child:
-                        self._child.kill()
-                    case {"type": "finish", "status": int(status)}:
-                        if status == EXIT_OK and self._watch:
-                            await asyncio.wait([self._watch], timeout=WIND_DOWN_SECONDS)
-                        return message
-            return None
+            async with wire.beating(writer):
+                async for message in wire.messages(reader):
+                    match message:
+                        case {"type": "start", "attempt": int(attempt), "rank": int(rank), "cluster": list(cluster)}:
+                            await self._start(writer, attempt, rank, cluster)
+                        case {"type": "stop"} if self._child:
+                            self._child.kill()
+                        case {"type": "finish", "status": int(status)}:
+                            if status == EXIT_OK and self._watch:
+                                await asyncio.wait([self._watch], timeout=WIND_DOWN_SECONDS)
+                            return message
+            log.warning("%s: connection lost", term)
+        except wire.Silent:
+            log.warning("%s: silent for %g s", term, wire.SILENCE_SECONDS)
         finally:
             await self._end_child()
             writer.close()
+        return None
 
     async def _register(self, keeper: Peer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection on which the rendezvous has bidden welcome; raises OSError when it is not there or refuses."""

@@ -1,12 +1,14 @@
 """The rendezvous as a state machine: events in, actions out. It knows no sockets, clocks or storage.
 
-One rule: an attempt begins when every worker is present and no child is left of the attempt before, and the end
-of one child is the end of all. Restarting only the dead process would hang under MultiWorkerMirroredStrategy.
+One rule: an attempt begins when as many supervisors are present as there are ranks and no child is left of the attempt
+before, and the end of one child is the end of all. Restarting only the dead process would hang under
+MultiWorkerMirroredStrategy. Supervisors beyond that number are spares: one takes over a rank whose holder is gone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, EXIT_UNAVAILABLE
 from deepfake_detector.core.topology import port
@@ -43,9 +45,10 @@ class Joined:
 
 @dataclass(frozen=True)
 class Left:
-    """A supervisor's connection broke."""
+    """A supervisor's connection broke. why: for people."""
 
     index: int
+    why: str = "is gone"
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,28 @@ class Overdue:
     """The budget for awaiting the missing workers is spent. message: names them."""
 
     message: str
+
+
+@dataclass(frozen=True)
+class Past:
+    """What the run's attempts were so far, an answer to Recall.
+
+    last: the latest attempt's number; used: how many counted; reason: why the latest ended; ranks: who had which rank
+    in training's latest, by index.
+    """
+
+    last: int = 0
+    used: int = 0
+    reason: str = ""
+    ranks: Mapping[int, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recall:
+    """Read what the run's attempts were: asked once, when an attempt could begin.
+
+    Not before, since who keeps the rendezvous of an earlier term may have one at work until its supervisors come over.
+    """
 
 
 @dataclass(frozen=True)
@@ -111,33 +136,40 @@ class Finish:
     message: str
 
 
-Event = Joined | Left | Ended | Completed | Overdue
-Action = Open | Start | Stop | Close | Finish
+Event = Joined | Left | Ended | Completed | Overdue | Past
+Action = Recall | Open | Start | Stop | Close | Finish
 
 
 class Rendezvous:
-    """Decides for `workers` supervisors. last: the number of the run's latest attempt; used: how many there were.
+    """Decides for `workers` ranks and `spares` more supervisors.
 
-    patience: seconds in which missing workers are awaited.
+    attempts: most of them over the run; budget: seconds in which missing workers are awaited (None: without end).
     """
 
-    def __init__(
-        self, workers: int, *, attempts: int, last: int = 0, used: int = 0, patience: float = float("inf")
-    ) -> None:
+    def __init__(self, workers: int, *, attempts: int, spares: int = 0, budget: Budget | None = None) -> None:
         self.workers = workers
+        self.size = workers + spares
         self.attempts = attempts
-        self.patience = patience
-        self._budget = Budget(patience)
-        self.attempt = last
-        self.used = used
+        self._budget = budget or Budget(float("inf"))
+        self._recalled = False
+        self.attempt = 0
+        self.used = 0
         self.present: dict[int, Worker] = {}
+        self.ranks: dict[int, int] = {}  # of the latest attempt, by index
         self.running: set[int] = set()  # whose child of this attempt is not known to be gone
         self.open = False  # the attempt has begun and nothing has ended it yet
         self.finished = False
 
     @property
     def missing(self) -> list[int]:
-        return [index for index in range(self.workers) if index not in self.present]
+        """Who is awaited: nobody, where enough are present."""
+        if len(self.present) >= self.workers:
+            return []
+        return [index for index in range(self.size) if index not in self.present]
+
+    @property
+    def patience(self) -> float:
+        return self._budget.seconds
 
     @property
     def last_one(self) -> bool:
@@ -145,7 +177,7 @@ class Rendezvous:
         return self.used >= self.attempts
 
     def overdue_at(self, now: float) -> float | None:
-        """When the missing workers are overdue; None: all are there. To be asked after each event.
+        """When the missing workers are overdue; None: enough are there. To be asked after each event.
 
         now: seconds of any steady clock.
         """
@@ -158,12 +190,12 @@ class Rendezvous:
         """What to do now, in this order."""
         if self.finished:
             return []
+        actions: list[Action] = []
         match event:
             case Joined(worker):
                 self.present[worker.index] = worker
-                actions = []
-            case Left(index):
-                actions = self._left(index)
+            case Left(index, why):
+                actions = self._left(index, why)
             case Ended():
                 actions = self._ended(event)
             case Completed():  # an attempt that has ended keeps the reason it has
@@ -171,14 +203,25 @@ class Rendezvous:
                 actions += self._finish(EXIT_OK, COMPLETE)
             case Overdue(message):
                 actions = self._finish(EXIT_UNAVAILABLE, message) if self.missing else []
+            case Past():
+                actions = self._recall(event)
         return actions or self._begin()
 
-    def _left(self, index: int) -> list[Action]:
+    def _recall(self, past: Past) -> list[Action]:
+        self._recalled = True
+        self.attempt, self.used, self.ranks = past.last, past.used, dict(past.ranks)
+        if self.last_one:
+            return self._finish(EXIT_PERMANENT, exhausted(self.used, self.attempts, past.reason))
+        return []
+
+    def _left(self, index: int, why: str) -> list[Action]:
         worker = self.present.pop(index, None)
         if worker is None:
             return []
         self.running.discard(index)
-        return self._fail(f"{worker.name}: its supervisor at {worker.host} is gone")
+        if index not in self.ranks:
+            return []  # a spare
+        return self._fail(f"{worker.name}: its supervisor at {worker.host} {why}")
 
     def _ended(self, event: Ended) -> list[Action]:
         if event.attempt != self.attempt or event.index not in self.running:
@@ -208,14 +251,28 @@ class Rendezvous:
     def _begin(self) -> list[Action]:
         if self.open or self.running or self.missing:
             return []
+        if not self._recalled:
+            return [Recall()]
         self.attempt += 1
         self.used += 1
         self.open = True
-        ranked = tuple(self.present[index] for index in sorted(self.present)[: self.workers])
+        self.ranks = assign(self.ranks, self.present, self.workers)
+        ranked = tuple(self.present[index] for index in sorted(self.ranks, key=self.ranks.__getitem__))
         cluster = tuple(worker.address(self.attempt) for worker in ranked)
-        self.running = {worker.index for worker in ranked}
+        self.running = set(self.ranks)
         starts = (Start(worker.index, self.attempt, rank, cluster) for rank, worker in enumerate(ranked))
         return [Open(self.attempt, ranked), *starts]
+
+
+def assign(former: Mapping[int, int], present: Collection[int], workers: int) -> dict[int, int]:
+    """Ranks 0 to workers - 1 by index: who is present keeps its rank, and the lowest of the others fill the gaps.
+
+    A worker that keeps its rank has staged what it needs. At least `workers` must be present.
+    """
+    ranks = {index: rank for index, rank in former.items() if index in present and rank < workers}
+    free = [rank for rank in range(workers) if rank not in ranks.values()]
+    others = [index for index in sorted(present) if index not in ranks]
+    return ranks | dict(zip(others, free, strict=False))
 
 
 def exhausted(used: int, attempts: int, reason: str, whose: str = "training", counted: str = OVER_THE_RUN) -> str:

@@ -12,12 +12,14 @@ from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import EXIT_PERMANENT, ConfigError, DetectorError
+from deepfake_detector.core.waiting import Budget
 from deepfake_detector.supervisor import sigterm
 from deepfake_detector.supervisor.attempts import EXPORTED, AttemptWorker, History, in_words
 from deepfake_detector.supervisor.child import Child, End, follow
-from deepfake_detector.supervisor.keeper import Keeper
 from deepfake_detector.supervisor.logs import store_log
-from deepfake_detector.supervisor.member import Member, Place
+from deepfake_detector.supervisor.member import Member
+from deepfake_detector.supervisor.office import Office
+from deepfake_detector.supervisor.place import Place
 from deepfake_detector.supervisor.policy import WITHOUT_SUCCESS, exhausted
 from deepfake_detector.supervisor.where import Where
 
@@ -36,10 +38,11 @@ def supervise(place: Place, run: Storage, config: Config, *, train: Sequence[str
     did not come), WaitError and StorageError (worth another try). To be called from the main thread: children die with
     the thread that starts them.
     """
-    if len(place.peers) != config.train.workers or not 0 <= place.index < len(place.peers):
+    workers, peers = config.train.workers, len(place.peers)
+    if not workers <= peers <= max(2 * workers - 1, workers) or not 0 <= place.index < peers:
         raise ConfigError(
-            f"worker {place.index} of {len(place.peers)} peers: expected train.workers={config.train.workers} of "
-            f"them, and an index below ({run.uri}/{layout.CONFIG})"
+            f"worker {place.index} of {peers} peers: expected train.workers={workers} of them, with fewer spares than "
+            f"that beside them, and an index below ({run.uri}/{layout.CONFIG})"
         )
     asyncio.run(_supervise(place, run, config, train, export))
 
@@ -54,32 +57,14 @@ async def _supervise(place: Place, run: Storage, config: Config, train: Sequence
 
 
 async def _train(place: Place, run: Storage, config: Config, command: Sequence[str]) -> None:
-    patience = config.operations.rendezvous_seconds
-    if place.index:
-        error = await Member(place, run, command, patience=patience).run()
-    else:
-        limit = config.operations.attempts
-        history = await asyncio.to_thread(History, run)
-        if history.used("train") >= limit:
-            raise TrainingError(exhausted(history.used("train"), limit, history.reason))
-        keeper = Keeper(run, history, place.peers, attempts=limit, patience=patience)
-        member = Member(place, run, command, patience=patience)
-        error = await _keep(keeper, member, place)
+    budget = Budget(config.operations.rendezvous_seconds)
+    office = Office(place, run, config, budget)
+    try:
+        error = await Member(place, run, command, office, budget).run()
+    finally:
+        await office.close()
     if error is not None:
         raise TrainingError(error)
-
-
-async def _keep(keeper: Keeper, member: Member, place: Place) -> str | None:
-    """Keep the rendezvous and take part in it; when one of the two raises, the other is ended."""
-    keeping = asyncio.create_task(keeper.run(place.host, place.peers[0].port))
-    taking_part = asyncio.create_task(member.run())
-    try:
-        _, error = await asyncio.gather(keeping, taking_part)
-        return error
-    finally:
-        keeping.cancel()
-        taking_part.cancel()
-        await asyncio.gather(keeping, taking_part, return_exceptions=True)
 
 
 async def _export(place: Place, run: Storage, config: Config, command: Sequence[str]) -> None:

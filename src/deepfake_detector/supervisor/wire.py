@@ -1,14 +1,27 @@
-"""Messages between supervisors: one JSON object a line (UTF-8) over TCP. A broken connection means: gone."""
+"""Messages between supervisors: one JSON object a line (UTF-8) over TCP. A broken connection means: gone.
+
+So does silence: each side says every BEAT_SECONDS that it is alive, which a frozen process (SIGSTOP, a paused machine)
+does not, although the kernel goes on to acknowledge for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
+from collections.abc import AsyncIterator
 from typing import Any
 
 Message = dict[str, Any]
 MAX_LINE = 1 << 20  # bytes; a cluster of 256 workers is 6 kB
+BEAT_SECONDS = 4.0
+SILENCE_SECONDS = 14.0  # three beats lost; with a new keeper's first tries it is noticed within 30 s
+ALIVE: Message = {"type": "alive"}
+
+
+class Silent(Exception):
+    """Nothing was heard for SILENCE_SECONDS on a connection that stands."""
 
 
 async def receive(reader: asyncio.StreamReader) -> Message | None:
@@ -19,6 +32,36 @@ async def receive(reader: asyncio.StreamReader) -> Message | None:
     except (OSError, ValueError):
         return None
     return message if isinstance(message, dict) else None
+
+
+async def messages(reader: asyncio.StreamReader) -> AsyncIterator[Message]:
+    """What the other side says, without its beats, until it is gone; raises Silent."""
+    while True:
+        try:
+            async with asyncio.timeout(SILENCE_SECONDS):
+                message = await receive(reader)
+        except TimeoutError:
+            raise Silent from None
+        if message is None:
+            return
+        if message != ALIVE:
+            yield message
+
+
+@contextlib.asynccontextmanager
+async def beating(writer: asyncio.StreamWriter) -> AsyncIterator[None]:
+    """Meanwhile the other side hears that this one is alive."""
+    task = asyncio.create_task(_beat(writer))
+    try:
+        yield
+    finally:
+        task.cancel()
+
+
+async def _beat(writer: asyncio.StreamWriter) -> None:
+    while True:
+        await asyncio.sleep(BEAT_SECONDS)
+        send(writer, ALIVE)
 
 
 def send(writer: asyncio.StreamWriter, message: Message) -> None:
