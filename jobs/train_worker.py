@@ -4,6 +4,7 @@ RUN        folder or gs:// URI of the run, whose config.json holds all settings
 TF_CONFIG  who takes part; empty for one worker alone
 ATTEMPT    number of this attempt, for the log
 SCRATCH    a folder on local disk, of this worker's own
+STANDBY    1: import first, then read one line from stdin, a JSON object with what else belongs to the environment
 TIMELINE   moments of the first attempt up to here (core/timeline.py), for the live display
 
 Further variables: jobs/environment.py.
@@ -11,6 +12,7 @@ Further variables: jobs/environment.py.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -35,6 +37,21 @@ def obey_sigterm() -> None:
 def _end_on_sigterm() -> None:
     signal.sigwait({signal.SIGTERM})
     os._exit(EXIT_TERMINATED)
+
+
+def standby() -> dict[str, str]:
+    """The whole environment, once an attempt begins: what takes seconds to import is there then.
+
+    Ends with status 0 when the supervisor has closed the pipe without a word.
+    """
+    from deepfake_detector.training import loop  # noqa: F401
+
+    line = sys.stdin.readline()
+    if not line:
+        os._exit(0)
+    os.environ.update(json.loads(line))  # TensorFlow reads TF_CONFIG there
+    del os.environ["STANDBY"]
+    return dict(os.environ)
 
 
 def main(environment: Mapping[str, str]) -> int:
@@ -63,7 +80,7 @@ def _train(environment: Mapping[str, str]) -> None:
 
 if __name__ == "__main__":
     obey_sigterm()
-    status = main(dict(os.environ))
+    status = main(standby() if os.environ.get("STANDBY") == "1" else dict(os.environ))
     sys.stdout.flush()
     sys.stderr.flush()
     # TensorFlow's teardown waits for peers that may be gone.

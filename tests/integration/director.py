@@ -36,6 +36,7 @@ class FakeWorker:
     parent: int
     attempt: int
     rank: int
+    waited: bool
     cluster: list[str]
     connection: socket.socket
 
@@ -139,6 +140,13 @@ class Stage:
             assert time.monotonic() < deadline, f"nobody keeps the rendezvous after term {after}"
             time.sleep(0.01)
         return term.keeper
+
+    def await_file(self, path: Path) -> None:
+        """Until something that is seen in no other way has been done."""
+        deadline = time.monotonic() + PATIENCE
+        while not path.exists():
+            assert time.monotonic() < deadline, f"{path} did not come"
+            time.sleep(0.01)
 
     def attempt(self, number: int) -> Attempt:
         return Attempt.model_validate_json(self.run.read(layout.attempt(number)))

@@ -11,9 +11,16 @@ import fcntl
 import sys
 from pathlib import Path
 
-from deepfake_detector.supervisor import member, sigterm, wire
+from deepfake_detector.supervisor import member, sigterm, standby, wire
 from jobs.train import main
 
+SHORTENED = {
+    "SILENCE_SECONDS": wire,
+    "BEAT_SECONDS": wire,
+    "CONNECT_SECONDS": member,
+    "AFTER_SECONDS": member,
+    "NEEDS_MB": standby,
+}
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))
 
 
@@ -33,7 +40,7 @@ if __name__ == "__main__":
     if "LOCK_ON_LOGS" in os.environ:
         keep_logs_when_unlocked(os.environ["LOCK_ON_LOGS"])
     sigterm.FAREWELL_SECONDS = float(os.environ.get("FAREWELL_SECONDS", "60"))  # longer than anybody waits
-    for name, module in (("SILENCE_SECONDS", wire), ("BEAT_SECONDS", wire), ("CONNECT_SECONDS", member)):
+    for name, module in SHORTENED.items():
         if name in os.environ:
             setattr(module, name, float(os.environ[name]))
     sys.exit(main(dict(os.environ), train=(*FAKE, "train"), export=(*FAKE, "export")))

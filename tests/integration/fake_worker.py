@@ -14,6 +14,9 @@ DETECTOR = "model/detector.json"
 
 def main() -> None:
     stage = sys.argv[1]
+    waited = os.environ.get("STANDBY") == "1"
+    if waited:
+        os.environ.update(json.loads(sys.stdin.readline() or sys.exit(0)))
     tf_config = json.loads(os.environ.get("TF_CONFIG", "null"))
     hello = {
         "stage": stage,
@@ -21,6 +24,7 @@ def main() -> None:
         "parent": os.getppid(),
         "attempt": int(os.environ.get("ATTEMPT", "0")),
         "rank": tf_config["task"]["index"] if tf_config else int(os.environ["JOB_COMPLETION_INDEX"]),
+        "waited": waited,
         "cluster": tf_config["cluster"]["worker"] if tf_config else [],
     }
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as TensorFlow may

@@ -103,6 +103,43 @@ def test_killed_supervisor(stage: Stage, keeps: bool) -> None:
     assert stage.reasons() == [SILENT if keeps else f"worker {victim}: its supervisor at 127.0.0.1 is gone", *DONE]
 
 
+def test_a_standby_child_takes_over(tmp_path: Path) -> None:
+    """It waits from before the first attempt, so that its imports and the rendezvous take place at once."""
+    with Stage(tmp_path, settings={"operations.standby": True}) as stage:
+        stage.start(AFTER_SECONDS="0")
+        first = stage.cast()
+        assert [child.waited for child in first] == [True, True]
+        for index in (0, 1):
+            stage.await_file(stage.folder / f"scratch-{index}" / "standby-00002.log")
+        first[1].kill()
+        second = stage.cast()
+        assert [(child.attempt, child.rank, child.waited) for child in second] == [(2, 0, True), (2, 1, True)]
+        finish(stage, second)
+        assert stage.reasons() == [f"worker 1: {KILLED}", *DONE]
+        stored = stage.run.read(layout.log("train", 1, 2)).decode()
+        assert stored == "some output\n--- attempt 2, worker 1 with rank 1: exit 0\n"
+
+
+def test_a_spare_has_a_standby_child_that_dies_with_it(tmp_path: Path) -> None:
+    with Stage(tmp_path, settings={"operations.spares": 1, "operations.standby": True}) as stage:
+        stage.start(0, 1)
+        children = stage.cast()
+        stage.start(2)
+        stage.await_file(stage.folder / "scratch-2" / "standby-00001.log")
+        assert stage.signal(2, signal.SIGTERM) == 143
+        stage.start(2)
+        finish(stage, children)
+        assert stage.end(2)[0] == 0
+
+
+def test_memory_may_not_allow_a_standby_child(tmp_path: Path) -> None:
+    with Stage(tmp_path, settings={"operations.standby": True}) as stage:
+        stage.start(NEEDS_MB=str(1 << 40))
+        children = stage.cast()
+        assert [child.waited for child in children] == [False, False]
+        finish(stage, children)
+
+
 def test_member_lost_at_the_finish_ends_by_the_marker(stage: Stage) -> None:
     """Worker 1's supervisor dies with training complete: the others don't wait for it, nor it for them."""
     stage.start()

@@ -14,6 +14,7 @@ from deepfake_detector.adapters.machine import (
     cpu_limit,
     cpu_model,
     describe_oom,
+    memory_free_bytes,
     memory_limit_bytes,
     memory_use,
     peak_memory_mb,
@@ -35,6 +36,45 @@ def system(root: Path, files: dict[str, str]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return root
+
+
+MEMINFO = "MemTotal: 9000000 kB\nMemAvailable: 2097152 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "free"),
+    [
+        pytest.param({"proc/meminfo": MEMINFO}, 2 * GIB, id="the machine's"),
+        pytest.param(
+            {
+                "proc/self/cgroup": V2,
+                "memory.max": f"{2 * GIB}\n",
+                "memory.current": f"{3 * GIB // 2}\n",
+                "memory.stat": f"anon 5\ninactive_file {GIB // 4}\nactive_file 7\n",
+            },
+            3 * GIB // 4,
+            id="v2, with cache that can go",
+        ),
+        pytest.param(
+            {
+                "proc/self/cgroup": V1,
+                "memory/memory.limit_in_bytes": f"{2 * GIB}\n",
+                "memory/memory.usage_in_bytes": f"{GIB}\n",
+                "memory/memory.stat": f"inactive_file 1\ntotal_inactive_file {GIB // 2}\n",
+            },
+            3 * GIB // 2,
+            id="v1, with that of its children",
+        ),
+        pytest.param(
+            {"proc/self/cgroup": V2, "memory.max": "max\n", "memory.current": "5\n"}, 2 * GIB, id="v2, no limit"
+        ),
+        pytest.param(
+            {"proc/self/cgroup": V2, "memory.max": "100\n", "memory.current": "120\n"}, 0, id="above the limit"
+        ),
+    ],
+)
+def test_memory_free(tmp_path: Path, files: dict[str, str], free: int) -> None:
+    assert memory_free_bytes(system(tmp_path, {"proc/meminfo": MEMINFO, **files})) == free
 
 
 @pytest.mark.parametrize(

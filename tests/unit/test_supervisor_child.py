@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from deepfake_detector.adapters.kernel import is_stopped
+from deepfake_detector.supervisor import child as child_module
 from deepfake_detector.supervisor import sigterm
 from deepfake_detector.supervisor.child import TAIL_BYTES, TAIL_LINES, Child, describe_end, tail
 
@@ -128,6 +131,8 @@ def test_sigterm_while_a_child_starts_ends_it_and_is_told() -> None:
     script = """
 import asyncio, os, signal, sys
 from pathlib import Path
+from deepfake_detector.adapters.kernel import is_stopped
+from deepfake_detector.supervisor import child as child_module
 from deepfake_detector.supervisor import sigterm
 from deepfake_detector.supervisor.child import Child
 
@@ -150,3 +155,63 @@ asyncio.run(run())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
     assert (done.returncode, done.stdout) == (143, f"{sigterm.SAID}\n"), done.stderr
+
+
+def test_a_frozen_child_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(child_module, "FROZEN_SECONDS", 0.2)
+
+    async def run() -> tuple[int, str]:
+        child = await Child.start([sys.executable, "-c", "import signal; signal.pause()"], {}, tmp_path / "log")
+        os.kill(child.pid, signal.SIGSTOP)
+        end = await asyncio.wait_for(child.wait(), 30)
+        return end.status, end.reason
+
+    status, reason = asyncio.run(run())
+    assert status == -signal.SIGKILL
+    assert reason.startswith("was frozen for 0.2")
+
+
+def test_a_child_that_is_stopped_for_a_moment_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_module, "LOOK_SECONDS", 0.05)
+
+    async def run() -> int:
+        child = await Child.start([sys.executable, "-c", "input()"], {}, tmp_path / "log", waiting=True)
+        os.kill(child.pid, signal.SIGSTOP)
+        waiting = asyncio.create_task(child.wait())
+        while not is_stopped(child.pid):
+            await asyncio.sleep(0.01)
+        os.kill(child.pid, signal.SIGCONT)
+        child.order({}, tmp_path / "renamed")
+        return (await asyncio.wait_for(waiting, 30)).status
+
+    assert asyncio.run(run()) == 0
+    assert not (tmp_path / "log").exists()
+
+
+REAPS = """
+import asyncio, ctypes, os, sys
+from pathlib import Path
+from deepfake_detector.supervisor.child import Child
+
+assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0  # PR_SET_CHILD_SUBREAPER: orphans come here, as to a pod's PID 1
+
+orphan = "import os, time; os.fork() or time.sleep(600)"
+
+async def run():
+    child = await Child.start([sys.executable, "-c", orphan], {}, Path(sys.argv[1]))
+    assert (await child.wait()).status == 0
+    return child.pid
+
+group = asyncio.run(run())
+while True:  # the reaping thread ends it: ECHILD, as a zombie would be found here
+    try:
+        os.waitid(os.P_PGID, group, os.WEXITED | os.WNOWAIT)
+    except ChildProcessError:
+        break
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a process inherit orphans")
+def test_orphans_of_a_child_are_reaped(tmp_path: Path) -> None:
+    subprocess.run([sys.executable, "-c", REAPS, str(tmp_path / "log")], check=True, timeout=60)

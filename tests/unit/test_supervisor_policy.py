@@ -130,6 +130,31 @@ def test_no_attempt_is_left_when_the_rendezvous_moves() -> None:
     assert finish.message.endswith("exit 75: away")
 
 
+OOM = "OOMKilled: limit 300 MiB, peak 299 MiB: raise the memory limit (LIMITS=memory=...)"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "over"),
+    [
+        pytest.param([OOM, OOM], False, id="twice"),
+        pytest.param([OOM, OOM, OOM], True, id="three times"),
+        pytest.param([OOM, OOM, KILLED, OOM, OOM], False, id="with something else in between"),
+    ],
+)
+def test_memory_that_runs_out_again_and_again_is_not_tried_for_ever(reasons: list[str], over: bool) -> None:
+    rendezvous = rendezvous_of(2)
+    for event in BOTH:
+        rendezvous.handle(event)
+    for attempt, reason in enumerate(reasons, 1):
+        actions = rendezvous.handle(Ended(1, attempt, -9, reason))
+        if not rendezvous.finished:
+            rendezvous.handle(Ended(0, attempt, -9, KILLED))
+    assert rendezvous.finished == over
+    if over:
+        said = f"3 attempts in a row ran out of memory, the last: worker 1: {OOM}"
+        assert actions == [Close(3, f"worker 1: {OOM}"), Finish(EXIT_PERMANENT, said)]
+
+
 W2 = Worker(2, "10.0.0.3", 2222)
 
 

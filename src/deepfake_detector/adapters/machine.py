@@ -61,6 +61,24 @@ class MemoryUse:
     peak: int | None
 
 
+def memory_free_bytes(root: Path = ROOT) -> int:
+    """Bytes that processes of this cgroup may still take: of its limits, or of the machine, whichever is less.
+
+    Page cache that the kernel would give up (inactive_file) counts as free, as in the kubelet's working set
+    (kubernetes.io/docs/concepts/scheduling-eviction/node-pressure-eviction).
+    """
+    available = re.search(r"^MemAvailable:\s+(\d+) kB$", _text(root / "proc/meminfo"), re.MULTILINE)
+    free = int(available[1]) << 10 if available else _machine_memory()
+    for folder in _control_groups(root, "memory"):
+        for most, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            limit, now = _text(folder / most).strip(), _text(folder / used).strip()
+            if limit and limit != "max" and now:
+                statistics = dict(line.split() for line in _text(folder / "memory.stat").splitlines())
+                cache = statistics.get("total_inactive_file") or statistics.get("inactive_file") or "0"
+                free = min(free, int(limit) - int(now) + int(cache))
+    return max(free, 0)
+
+
 def memory_use(root: Path = ROOT) -> MemoryUse | None:
     """The account of this process's innermost cgroup that has one; None where no cgroup counts memory.
 

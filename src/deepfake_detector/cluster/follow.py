@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from deepfake_detector.adapters.process_time import process_started
+from deepfake_detector.adapters.kernel import process_started
 from deepfake_detector.adapters.rounds import round_storage
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.cluster.changes import Changes

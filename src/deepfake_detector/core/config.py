@@ -124,6 +124,9 @@ class Operations(Section):
         20, ge=1, description="lives of training, over the run; of each shard and the export, since it last succeeded"
     )
     spares: int = Field(0, ge=0, description="idle supervisors that take over a lost rank; fewer than train.workers")
+    standby: bool = Field(
+        False, description="a second child per supervisor, with TensorFlow imported (600 MB), where memory allows"
+    )
     rendezvous_seconds: float = Field(
         900, gt=0, description="how long the workers wait for each other; a Job's own back-off is up to 600"
     )

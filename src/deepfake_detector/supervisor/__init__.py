@@ -9,6 +9,7 @@ office      finding the rendezvous, or taking it over
 keeper      the rendezvous: the policy, connected to sockets and storage
 member      the supervisor's side: starts, watches and ends one child as it is told
 child       one child process that never outlives its supervisor
+standby     a child in waiting, with TensorFlow imported
 leash       what ties it: a few lines that run in the child before its command
 supervise   a training supervisor's whole life, which ends with the run's
 attend      the same for preprocessing and export, where a child has no peers

@@ -27,6 +27,7 @@ from deepfake_detector.core.errors import (
     DetectorError,
     NotFoundError,
 )
+from deepfake_detector.core.pods import OUT_OF_MEMORY
 from deepfake_detector.stages.runs import load_config
 from deepfake_detector.supervisor import sigterm
 from deepfake_detector.supervisor.attempts import EXPORTED, SHARD_DONE, AttemptWorker, History, in_words
@@ -121,7 +122,7 @@ def _conclude(run: Storage, stage: str, index: int, where: Where, history: Histo
 
 def _error(end: End) -> ChildError:
     """In the child's own words where it had some."""
-    if end.reason.startswith("OOMKilled"):
+    if end.reason.startswith(OUT_OF_MEMORY):
         return ChildError(end.reason, EXIT_RETRY)
     if end.status < 0:
         return ChildError(end.reason, 128 - end.status)

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import signal
 import sys
+import threading
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from deepfake_detector.adapters.kernel import is_stopped, reap_group
 from deepfake_detector.adapters.machine import ROOT, MemoryUse, describe_oom, memory_use
 from deepfake_detector.supervisor import sigterm
 
 TAIL_BYTES = 64 * 1024
 TAIL_LINES = 200
 FOLLOW_SECONDS = 0.2
+LOOK_SECONDS = 2.0  # between two looks whether a child is frozen
+FROZEN_SECONDS = 10.0  # after which a frozen one is ended: nobody waits for it any longer than for a silent supervisor
 LEASH = Path(__file__).with_name("leash.py")
 
 
@@ -41,45 +46,91 @@ class Child:
         self._process = process
         self._memory = memory
         self._root = root
-        self._killed = False
+        self._killed: str | None = None  # by this supervisor, and why, where there is more to say than "killed"
         self.log = log
         self.pid = process.pid
 
     @classmethod
-    async def start(cls, command: Sequence[str], environment: Mapping[str, str], log: Path, root: Path = ROOT) -> Child:
-        """Run `command` with stdout and stderr in the file `log`. root: of the kernel's files (adapters.machine)."""
+    async def start(
+        cls,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        root: Path = ROOT,
+        *,
+        waiting: bool = False,
+    ) -> Child:
+        """Run `command` with stdout and stderr in the file `log`. root: of the kernel's files (adapters.machine).
+
+        waiting: it will read what more its environment is from stdin, which `order` tells it.
+        """
         log.parent.mkdir(parents=True, exist_ok=True)
         memory = memory_use(root)
         with log.open("wb") as output, sigterm.farewell():
             process = await asyncio.create_subprocess_exec(
                 *leashed(command),
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE if waiting else asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 env={**environment, "PYTHONUNBUFFERED": "1"},  # lines in their order, and none lost to SIGKILL
                 start_new_session=True,
             )
-            sigterm.groups.add(process.pid)
-            if sigterm.asked():  # in the meantime
-                sigterm.kill_group(process.pid)
-        return cls(process, log, memory, root)
+            child = cls(process, log, memory, root)
+            if not waiting:
+                child._at_work()
+        return child
 
-    def kill(self) -> None:
-        """SIGKILL to the whole group: TensorFlow may not exit on SIGTERM."""
-        if self._process.returncode is None:
-            self._killed = True
+    def _at_work(self) -> None:
+        """From now on SIGTERM kills it, and waits until its end is told; before, it just dies with its supervisor."""
+        sigterm.groups.add(self.pid)
+        if sigterm.asked():  # in the meantime
+            sigterm.kill_group(self.pid)
+
+    @property
+    def alive(self) -> bool:
+        return self._process.returncode is None
+
+    def order(self, environment: Mapping[str, str], log: Path) -> None:
+        """Let a waiting child begin, with this added to its environment; its output is found in `log` from now on."""
+        assert self._process.stdin, "it was not started to wait"
+        self.log = self.log.rename(log)
+        self._memory = memory_use(self._root)  # what was killed while it waited is no business of its own
+        self._at_work()
+        self._process.stdin.write(json.dumps(dict(environment)).encode() + b"\n")
+
+    def kill(self, reason: str = "") -> None:
+        """SIGKILL to the whole group: TensorFlow may not exit on SIGTERM. reason: to be told as its end's."""
+        if self.alive:
+            self._killed = reason
             sigterm.kill_group(self.pid)
 
     async def wait(self) -> End:
-        """Wait for its end, which the kernel tells at once; whatever it had started goes with it."""
-        status = await self._process.wait()
+        """Wait for its end, which the kernel tells at once; whatever it had started goes with it.
+
+        A child that is frozen for FROZEN_SECONDS is ended.
+        """
+        status = await self._ended()
         sigterm.kill_group(self.pid)
+        threading.Thread(target=reap_group, args=(self.pid,), daemon=True).start()
         sigterm.groups.discard(self.pid)
         if status and sigterm.asked():
             return End(status, sigterm.SAID)
-        if status == -signal.SIGKILL and not self._killed and (reason := describe_oom(self._memory, self._root)):
+        if status == -signal.SIGKILL and self._killed:
+            return End(status, self._killed)
+        if status == -signal.SIGKILL and self._killed is None and (reason := describe_oom(self._memory, self._root)):
             return End(status, reason)
         return End(status, describe_end(status, tail(self.log)))
+
+    async def _ended(self) -> int:
+        frozen = 0.0
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_SECONDS):
+                    return await self._process.wait()
+            except TimeoutError:
+                frozen = frozen + LOOK_SECONDS if is_stopped(self.pid) else 0.0
+            if frozen >= FROZEN_SECONDS:
+                self.kill(f"was frozen for {frozen:g} s (SIGSTOP), and ended for it")
 
 
 @contextlib.asynccontextmanager

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from deepfake_detector.adapters.process_time import process_started
+from deepfake_detector.adapters.kernel import process_started
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import EXIT_OK, EXIT_UNAVAILABLE, PeerError
@@ -20,6 +20,7 @@ from deepfake_detector.supervisor.child import Child, follow
 from deepfake_detector.supervisor.logs import store_log
 from deepfake_detector.supervisor.office import Office
 from deepfake_detector.supervisor.place import Place
+from deepfake_detector.supervisor.standby import AFTER_SECONDS, Standby
 from deepfake_detector.supervisor.terms import Peer, Term
 
 log = logging.getLogger(__name__)
@@ -29,10 +30,23 @@ WIND_DOWN_SECONDS = 2.0  # for a child to end by itself once training is complet
 
 
 class Member:
-    """One supervisor's part in training. office: where it finds the rendezvous, or takes it over; budget: to wait."""
+    """One supervisor's part in training.
 
-    def __init__(self, place: Place, run: Storage, command: Sequence[str], office: Office, budget: Budget) -> None:
+    office: where it finds the rendezvous, or takes it over; budget: to wait for it; standby: with a child in waiting.
+    """
+
+    def __init__(
+        self,
+        place: Place,
+        run: Storage,
+        command: Sequence[str],
+        office: Office,
+        budget: Budget,
+        *,
+        standby: bool = False,
+    ) -> None:
         self._place = place
+        self._standby = Standby(command, place.environment, place.scratch, wanted=standby)
         self._run = run
         self._command = command
         self._office = office
@@ -48,6 +62,13 @@ class Member:
 
         Raises PeerError when workers, or any rendezvous, did not come within the budget, and StorageError.
         """
+        self._standby.prepare(0)  # its imports and the rendezvous take place at once
+        try:
+            return await self._take_part()
+        finally:
+            await self._standby.end()
+
+    async def _take_part(self) -> str | None:
         pause = BACK_OFF_SECONDS[0]
         unreachable = 0  # the latest term whose keeper did not answer
         while not await asyncio.to_thread(self._run.exists, layout.TRAINED):
@@ -90,6 +111,7 @@ class Member:
             raise ConnectionError(error.strerror or str(error) or f"silent for {CONNECT_SECONDS:g} s") from error
         if term.keeper != self._place.index:
             self._budget.met()
+        self._standby.prepare(0)
         try:
             async with wire.beating(writer):
                 async for message in wire.messages(reader):
@@ -138,7 +160,8 @@ class Member:
             environment["TIMELINE"] = self._timeline.encode()
         await self._end_child()
         path = self._place.scratch / f"attempt-{attempt:05d}.log"
-        self._child = await Child.start(self._command, environment, path)
+        self._child = await self._standby.take(environment, path) or await Child.start(self._command, environment, path)
+        self._standby.prepare(AFTER_SECONDS)
         self._watch = asyncio.create_task(self._report(self._child, writer, attempt, rank))
 
     async def _report(self, child: Child, writer: asyncio.StreamWriter, attempt: int, rank: int) -> None:

@@ -11,12 +11,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, EXIT_UNAVAILABLE
+from deepfake_detector.core.pods import OUT_OF_MEMORY
 from deepfake_detector.core.topology import port
 from deepfake_detector.core.waiting import Budget
 from deepfake_detector.supervisor.where import NOWHERE, Where, on
 
 COMPLETE = "training is complete"
 OVER_THE_RUN = "over the run"  # all attempts are counted
+MOST_OUT_OF_MEMORY = 3  # in a row: it was no coincidence, and more attempts under the same limit end alike
 WITHOUT_SUCCESS = "without success"  # those since the last success are
 
 
@@ -157,6 +159,7 @@ class Rendezvous:
         self.present: dict[int, Worker] = {}
         self.ranks: dict[int, int] = {}  # of the latest attempt, by index
         self.running: set[int] = set()  # whose child of this attempt is not known to be gone
+        self.out_of_memory = 0  # attempts in a row
         self.open = False  # the attempt has begun and nothing has ended it yet
         self.finished = False
 
@@ -230,6 +233,11 @@ class Rendezvous:
         reason = f"{self.present[event.index].name}: {event.reason}"
         if event.status == EXIT_PERMANENT:
             return [Close(self.attempt, reason), *self._finish(EXIT_PERMANENT, reason)]
+        if self.open:
+            self.out_of_memory = self.out_of_memory + 1 if event.reason.startswith(OUT_OF_MEMORY) else 0
+        if self.out_of_memory >= MOST_OUT_OF_MEMORY:
+            message = f"{self.out_of_memory} attempts in a row ran out of memory, the last: {reason}"
+            return [Close(self.attempt, reason), *self._finish(EXIT_PERMANENT, message)]
         if event.status == EXIT_OK:
             reason += ", but training's marker is not there"
         return self._fail(reason)

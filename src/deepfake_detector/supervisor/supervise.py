@@ -60,7 +60,7 @@ async def _train(place: Place, run: Storage, config: Config, command: Sequence[s
     budget = Budget(config.operations.rendezvous_seconds)
     office = Office(place, run, config, budget)
     try:
-        error = await Member(place, run, command, office, budget).run()
+        error = await Member(place, run, command, office, budget, standby=config.operations.standby).run()
     finally:
         await office.close()
     if error is not None:

@@ -1,0 +1,36 @@
+"""What the kernel tells of processes: when one was started, whether it is frozen, what it left behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from pathlib import Path
+
+
+def process_started() -> float:
+    """Seconds since 1970 (UTC), to a tick of 10 ms; where there is no /proc, now (proc(5), field 22 of stat)."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
+        return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
+    except (OSError, AttributeError, ValueError, IndexError):
+        return time.time()
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP, or a terminal's, holds the process (proc(5), state T); False where there is no /proc."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (OSError, IndexError):
+        return False
+
+
+def reap_group(group: int) -> None:
+    """Wait for what is left of a process group that was killed, as far as it is this process's by inheritance.
+
+    Orphans become children of the container's first process, and zombies until it waits for them.
+    """
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            os.waitpid(-group, 0)
