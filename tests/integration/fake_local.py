@@ -9,6 +9,7 @@ from deepfake_detector.core.errors import DetectorError
 from deepfake_detector.local import run_local
 from deepfake_detector.local.launch import Commands
 from deepfake_detector.stages.runs import load_config
+from deepfake_detector.supervisor import child
 
 HERE = Path(__file__).parent
 COMMANDS = Commands(
@@ -17,6 +18,7 @@ COMMANDS = Commands(
 )
 
 if __name__ == "__main__":
+    child.FROZEN_SECONDS = float(os.environ.get("FROZEN_SECONDS", child.FROZEN_SECONDS))
     run = open_storage(os.environ["RUN"])
     try:
         sys.exit(run_local(run, load_config(run), commands=COMMANDS))

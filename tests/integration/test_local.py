@@ -30,13 +30,14 @@ COUNTS = {"train": (4, 4), "validation": (2, 2), "test": (2, 2)}
 class Local(Stage):
     """One run and the launcher on it."""
 
-    def launch(self, *, forked: bool = True) -> Forked | subprocess.Popen[str]:
+    def launch(self, *, forked: bool = True, **more: str) -> Forked | subprocess.Popen[str]:
         environment = {
             **os.environ,
             "PYTHONPATH": str(ROOT),
             "RUN": self.run.uri,
             "TEMPLATE": str(self.folder / "template"),
             "DIRECTOR": str(self.server.getsockname()[1]),
+            **more,
         }
         self.launcher = Forked(FAKE_LOCAL, environment, self.folder) if forked else begin(FAKE_LOCAL, environment)
         self.supervisors[len(self.supervisors)] = self.launcher
@@ -72,6 +73,20 @@ def local(tmp_path: Path) -> Iterator[Local]:
     with Local(tmp_path) as local:
         save_config(local.run, config, {}, "")
         yield local
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks at a process' state in /proc")
+def test_a_frozen_supervisor_is_started_again(local: Local) -> None:
+    local.launch(FROZEN_SECONDS="0.3")
+    local.preprocessed()
+    first = local.cast(2)
+    os.kill(first[1].parent, signal.SIGSTOP)
+    for each in first:
+        each.wait_gone()
+    local.trained(local.cast(2))
+    status, output, _ = local.result()
+    assert status == 0
+    assert "train 1: was frozen for 0.3 s (SIGSTOP), and ended for it; starting it again" in output
 
 
 def test_the_whole_pipeline_and_then_nothing_more(local: Local, monkeypatch: pytest.MonkeyPatch) -> None:

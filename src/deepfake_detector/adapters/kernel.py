@@ -26,6 +26,23 @@ def is_stopped(pid: int) -> bool:
         return False
 
 
+class Frozen:
+    """How long a process is found stopped, look by look."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._since: float | None = None
+
+    def seconds(self) -> float:
+        """Since the first of the looks in a row that found it so; 0 when this one does not."""
+        if not is_stopped(self._pid):
+            self._since = None
+            return 0.0
+        if self._since is None:
+            self._since = time.monotonic()
+        return time.monotonic() - self._since
+
+
 def reap_group(group: int) -> None:
     """Wait for what is left of a process group that was killed, as far as it is this process's by inheritance.
 

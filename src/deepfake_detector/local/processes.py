@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 import deepfake_detector
+from deepfake_detector.adapters.kernel import Frozen
 from deepfake_detector.core.errors import ConfigError, DetectorError
-from deepfake_detector.supervisor.child import End, describe_end, leashed, tail
+from deepfake_detector.supervisor import child
+from deepfake_detector.supervisor.child import End, describe_end, leashed, tail, was_frozen
 
 GRACE_SECONDS = 5.0  # between SIGTERM, which every job obeys at once, and SIGKILL
 FIRST_PORT, LAST_PORT = 20_000, 32_000  # below the ports that Linux gives to outgoing connections
@@ -45,6 +47,8 @@ class _Running:
     job: Job
     process: subprocess.Popen[bytes]
     log: BinaryIO  # open for reading, at the end of what was copied to the terminal
+    frozen: Frozen
+    ended_for_it: bool = False
 
 
 class Processes:
@@ -79,7 +83,7 @@ class Processes:
                 env=self._environment(job),
                 start_new_session=True,  # Ctrl-C is for the launcher, which then ends its jobs
             )
-        self._running.append(_Running(job, process, log.open("rb")))
+        self._running.append(_Running(job, process, log.open("rb"), Frozen(process.pid)))
 
     def _environment(self, job: Job) -> dict[str, str]:
         # A pod inherits nothing; here credentials, paths and proxies are the user's own.
@@ -89,15 +93,19 @@ class Processes:
         return {**os.environ, **ours, **job.environment}
 
     def ended(self) -> list[tuple[Job, End]]:
-        """The jobs that have ended since the last call."""
+        """The jobs that have ended since the last call. One that is frozen (SIGSTOP) for too long is killed."""
         ends = []
         for running in list(self._running):
             status = running.process.poll()
+            if status is None and running.frozen.seconds() >= child.FROZEN_SECONDS:
+                running.ended_for_it = True
+                running.process.kill()
             if self._verbose:
                 sys.stderr.write(running.log.read().decode(errors="replace"))
             if status is not None:
                 self._running.remove(running)
-                reason = describe_end(status, tail(Path(running.log.name)))
+                said = describe_end(status, tail(Path(running.log.name)))
+                reason = was_frozen() if running.ended_for_it else said
                 running.log.close()
                 ends.append((running.job, End(status, reason)))
         return ends

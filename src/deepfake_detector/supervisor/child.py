@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from deepfake_detector.adapters.kernel import is_stopped, reap_group
+from deepfake_detector.adapters.kernel import Frozen, reap_group
 from deepfake_detector.adapters.machine import ROOT, MemoryUse, describe_oom, memory_use
 from deepfake_detector.supervisor import sigterm
 
@@ -122,15 +122,14 @@ class Child:
         return End(status, describe_end(status, tail(self.log)))
 
     async def _ended(self) -> int:
-        frozen = 0.0
+        frozen = Frozen(self.pid)
         while True:
             try:
                 async with asyncio.timeout(LOOK_SECONDS):
                     return await self._process.wait()
             except TimeoutError:
-                frozen = frozen + LOOK_SECONDS if is_stopped(self.pid) else 0.0
-            if frozen >= FROZEN_SECONDS:
-                self.kill(f"was frozen for {frozen:g} s (SIGSTOP), and ended for it")
+                if frozen.seconds() >= FROZEN_SECONDS:
+                    self.kill(was_frozen())
 
 
 @contextlib.asynccontextmanager
@@ -155,6 +154,11 @@ async def _copy(file: BinaryIO) -> None:
 def _copy_rest(file: BinaryIO) -> None:
     sys.stderr.write(file.read().decode(errors="replace"))
     sys.stderr.flush()
+
+
+def was_frozen() -> str:
+    """Why a process was killed that was frozen for too long."""
+    return f"was frozen for {FROZEN_SECONDS:g} s (SIGSTOP), and ended for it"
 
 
 def tail(log: Path) -> str:
