@@ -24,6 +24,7 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.markers import DetectorManifest, TrainedMarker, decode
 from deepfake_detector.core.timeline import steps, table
 from deepfake_detector.display import TrainDisplay
+from deepfake_detector.supervisor import terms
 from deepfake_detector.supervisor.attempts import SILENT, Attempt
 from tests.integration.director import ROOT, free_port
 from tests.make_records import make_run, tiny
@@ -31,7 +32,7 @@ from tests.make_records import make_run, tiny
 STEPS = 24  # of the run
 PATIENCE = 300.0  # seconds for the next checkpoint, a start of TensorFlow included
 COUNTS = {"train": (16, 16), "validation": (8, 8), "test": (8, 8)}
-VICTIMS = ("child 1", "child 0", "supervisor 1", "supervisor 0")
+VICTIMS = ("child 1", "child 0", "member", "keeper")
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="finds a supervisor's child in /proc"),
@@ -44,6 +45,7 @@ class Kill:
     """What was killed, at which step, and the seconds until the attempt was closed and a new step was done."""
 
     victim: str
+    index: int
     step: int
     noticed: float
     recovered: float
@@ -96,18 +98,25 @@ class Training:
         return newest
 
     def kill(self, victim: str) -> Kill:
-        kind, index = victim.split()
-        supervisor = self.supervisors[int(index)]
+        index = self.index_of(victim)
+        supervisor = self.supervisors[index]
         step = self.newest_step()
         before = time.time()
-        os.kill(child_of(supervisor.pid) if kind == "child" else supervisor.pid, signal.SIGKILL)
-        if kind == "supervisor":
+        os.kill(child_of(supervisor.pid) if victim.startswith("child") else supervisor.pid, signal.SIGKILL)
+        if not victim.startswith("child"):
             supervisor.wait()
-            self.start(int(index))
+            self.start(index)
         reached = self.newest_step()  # a checkpoint may have been committed since
         self.wait_for_step(reached + 1)
         ended = [attempt.ended for attempt in self.attempts() if attempt.ended and attempt.ended >= before]
-        return Kill(victim, step, noticed=ended[0] - before, recovered=time.time() - before)
+        return Kill(victim, index, step, noticed=ended[0] - before, recovered=time.time() - before)
+
+    def index_of(self, victim: str) -> int:
+        """keeper: the supervisor that keeps the rendezvous; member: the other one."""
+        term = terms.latest(self.run)
+        assert term
+        known = {"keeper": term.keeper, "member": 1 - term.keeper}
+        return known[victim] if victim in known else int(victim.removeprefix("child "))
 
     def attempts(self) -> list[Attempt]:
         names = [entry.name for entry in self.run.list("logs/attempts/")]
@@ -224,7 +233,7 @@ def test_kill_of_any_process_changes_nothing(undisturbed: Undisturbed, tmp_path:
     assert reasons == [
         "worker 1: killed by signal 9 (SIGKILL)",
         "worker 0: killed by signal 9 (SIGKILL)",
-        "worker 1: its supervisor at 127.0.0.1 is gone",
+        f"worker {kills[2].index}: its supervisor at 127.0.0.1 is gone",
         SILENT,
         "training is complete",
         "the model is exported",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,9 +22,10 @@ from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, fingerprint, stage_settings
 from deepfake_detector.core.errors import EXIT_PERMANENT, EXIT_TERMINATED, ConfigError, DataError
-from deepfake_detector.core.markers import RecordsSummary, ShardReport, TrainedMarker, decode
+from deepfake_detector.core.markers import INEXACT, RecordsSummary, ShardReport, TrainedMarker, decode
 from deepfake_detector.core.schedule import initial_state
 from deepfake_detector.core.topology import ALONE, Cluster
+from deepfake_detector.stages.status import read_status, to_text
 from deepfake_detector.training import checkpoints
 from deepfake_detector.training.dataset import open_records, open_split
 from deepfake_detector.training.worker import run_worker
@@ -45,6 +47,7 @@ add = RunLog.epoch
 def add_and_die(log, metrics):
     add(log, metrics)
     if metrics.epoch == 4:
+        log._uploads.drain()
         os.kill(os.getpid(), signal.SIGKILL)
 
 RunLog.epoch = add_and_die
@@ -186,8 +189,25 @@ def test_a_killed_run_ends_with_the_same_bits(ended: dict[str, Ended], tmp_path:
     assert (broken / layout.CHARTS).read_bytes().startswith(b"\x89PNG")
     kept = [entry.name for entry in open_storage(str(broken)).list(layout.CHECKPOINTS)]
     best = trained(whole).best_step
-    assert sum(map(layout.is_checkpoint_marker, kept)) == 2 + (best not in (32, 36))
+    assert sum(map(layout.is_checkpoint_marker, kept)) == 3 + (best not in (28, 32, 36))
     assert layout.checkpoint_marker(best) in kept
+    assert trained(broken).exact
+
+
+def test_another_kind_of_cpu_ends_the_promise_of_equal_bits(ended: dict[str, Ended], tmp_path: Path) -> None:
+    """The newest checkpoint of a run that has all its steps was made elsewhere, says its marker."""
+    moved = tmp_path / "moved"
+    shutil.copytree(ended["whole"].run, moved)
+    (moved / layout.TRAINED).unlink()
+    run = open_storage(str(moved))
+    newest = checkpoints.read(run, 36)
+    elsewhere = newest.model_copy(update={"machines": ["AMD EPYC 7B12 (avx2), 1 threads"]})
+    run.write(layout.checkpoint_marker(36), elsewhere.encode())
+    status, errors = end(start(moved))
+    assert status == 0, errors
+    assert INEXACT in errors
+    assert not trained(moved).exact
+    assert f"          {INEXACT}" in to_text(read_status(run)).splitlines()
 
 
 def test_two_workers_train_as_one(tmp_path: Path) -> None:

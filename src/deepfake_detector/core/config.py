@@ -131,11 +131,16 @@ class Operations(Section):
         900, gt=0, description="how long the workers wait for each other; a Job's own back-off is up to 600"
     )
     startup_seconds: float = Field(300, gt=0, description="how long a child may take to its first step")
+    stall_seconds: float = Field(
+        900, gt=0, description="how long a step may take: a child that hangs for longer is ended, with a traceback"
+    )
     heartbeat_seconds: int = Field(10, ge=1, description="TensorFlow's own failure detection, the backstop")
     plan_wait_seconds: float = Field(600, gt=0, description="how long a shard waits for the plan")
-    checkpoint_seconds: float = Field(30, gt=0, description="most training that a crash may cost")
+    checkpoint_seconds: float = Field(
+        30, gt=0, description="most training that a crash may cost, unless saving then took more than 3 % of the time"
+    )
     checkpoint_steps: int = Field(0, ge=0, description="also a checkpoint every so many steps; 0: by time alone")
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(3, ge=1, description="the newest ones; the best stays beside them")
     video_timeout_seconds: float = Field(300, gt=0)
     video_memory_mb: int = Field(2048, ge=256, description="address space of one decoding process")
     decoders: int = Field(0, ge=0, description="decoding processes per shard; 0: from the CPU limit")

@@ -123,6 +123,7 @@ class TrainState(Document):
     records_fingerprint: str
     threads: int
     seconds: float = 0.0  # spent in the running epoch
+    exact: bool = True  # no worker came back on another kind of CPU, on which the bits may differ
 
 
 class CheckpointMarker(Marker):
@@ -132,6 +133,9 @@ class CheckpointMarker(Marker):
     state: TrainState
     files: list[StoredFile]
     machines: list[str]
+
+
+INEXACT = "a worker came back on another kind of CPU: that an undisturbed run gives the same bits is no longer promised"
 
 
 class TrainedMarker(Marker):
@@ -146,6 +150,7 @@ class TrainedMarker(Marker):
     records_fingerprint: str
     weights_sha256: str  # of the exported weights' raw bytes, in model order
     machines: list[str]
+    exact: bool = True  # an undisturbed run gives the same bits: no worker came back on another kind of CPU
 
 
 class DetectorManifest(Marker):

@@ -11,6 +11,7 @@ from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import CorruptError, NotFoundError
 from deepfake_detector.core.markers import (
+    INEXACT,
     DetectorManifest,
     Document,
     EpochMetrics,
@@ -170,6 +171,8 @@ def _training_lines(status: Status) -> list[str]:
         lines.append(
             f"training  done: {trained.epochs} epochs, {trained.stopped}; best checkpoint step {trained.best_step}"
         )
+        if not trained.exact:
+            lines.append(f"          {INEXACT}")
     else:
         lines.append(f"training  {len(status.epochs)} epochs done" if status.epochs else "training  not begun")
     if status.epochs:

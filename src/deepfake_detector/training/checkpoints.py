@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,14 @@ def fetch(run: Storage, marker: CheckpointMarker, scratch: Path) -> Path:
     return folder / PREFIX
 
 
+@dataclass(frozen=True)
+class Written:
+    """A checkpoint in a folder of this machine, not committed yet."""
+
+    state: TrainState
+    folder: Path
+
+
 class Checkpoints:
     """The chief's writer. keep: committed checkpoints that stay, the best one beside them."""
 
@@ -80,14 +90,22 @@ class Checkpoints:
         self._keep = keep
 
     def save(self, model: Any, optimizer: Any, state: TrainState) -> CheckpointMarker:
-        """Commit weights, optimizer and state under `state.step`, then remove what is no longer needed."""
+        """`write`, then `commit`."""
+        return self.commit(self.write(model, optimizer, state))
+
+    def write(self, model: Any, optimizer: Any, state: TrainState) -> Written:
+        """Weights and optimizer to local disk."""
         import tensorflow as tf
 
-        folder = self._scratch / f"{state.step:08d}"
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f"{state.step:08d}-", dir=self._scratch))
         tf.train.Checkpoint(model=model, optimizer=optimizer).write(str(folder / PREFIX))
-        paths = sorted(folder.iterdir())
+        return Written(state, folder)
+
+    def commit(self, written: Written) -> CheckpointMarker:
+        """Store it in the run under its step, marker last, then remove what is no longer needed. Any thread may."""
+        state = written.state
+        paths = sorted(written.folder.iterdir())
         files = [commit_file(self._run, path, layout.checkpoint(state.step) + path.name) for path in paths]
         marker = CheckpointMarker(
             settings=self._settings,
@@ -99,7 +117,7 @@ class Checkpoints:
             machines=self._machines,
         )
         self._run.write(layout.checkpoint_marker(state.step), marker.encode())
-        shutil.rmtree(folder)
+        shutil.rmtree(written.folder)
         self._prune(state)
         return marker
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -15,9 +16,10 @@ from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.markers import EpochMetrics
 from deepfake_detector.core.timeline import FIRST_STEP, Timeline
+from deepfake_detector.training.uploads import Uploads
 
 LOCAL_PROGRESS_SECONDS = 2.0
-REMOTE_PROGRESS_SECONDS = 15.0  # a write to a bucket takes about 0.1 s of the training thread
+REMOTE_PROGRESS_SECONDS = 15.0  # buckets take about one write a second per name, and each costs
 
 
 class RunLog:
@@ -27,8 +29,9 @@ class RunLog:
     takes a SessionLog START as a restart that invalidates everything from its step on.
     """
 
-    def __init__(self, run: Storage, scratch: Path, finished: int, timeline: Timeline) -> None:
+    def __init__(self, run: Storage, scratch: Path, finished: int, timeline: Timeline, uploads: Uploads) -> None:
         self._run = run
+        self._uploads = uploads
         self._timeline = timeline
         recorded = read_epochs(run)
         self.epochs = [epoch for epoch in recorded if epoch.epoch <= finished]
@@ -58,9 +61,11 @@ class RunLog:
         if now - self._last_progress < self._interval:
             return
         self._last_progress = now
+        if not self._uploads.idle:
+            return  # a look at it may wait
         values = {"epoch": epoch, "epochs": epochs, "step": step, "steps": steps, "loss": loss, "rate": rate}
         document = {**values, "timeline": self._timeline.moments}
-        self._run.write(layout.progress("train", 0), (json.dumps(document) + "\n").encode())
+        self._store(layout.progress("train", 0), (json.dumps(document) + "\n").encode())
 
     def close(self) -> None:
         self._store_events()
@@ -68,9 +73,12 @@ class RunLog:
 
     def _write_metrics(self) -> None:
         lines = "".join(epoch.model_dump_json() + "\n" for epoch in self.epochs)
-        self._run.write(layout.METRICS, lines.encode())
+        self._store(layout.METRICS, lines.encode())
 
     def _store_events(self) -> None:
         self._events.flush()
         for path in self._folder.iterdir():
-            self._run.upload(path, layout.TENSORBOARD + path.name)
+            self._store(layout.TENSORBOARD + path.name, path.read_bytes())  # as it is now: it goes on to grow
+
+    def _store(self, name: str, data: bytes) -> None:
+        self._uploads.put(partial(self._run.write, name, data))

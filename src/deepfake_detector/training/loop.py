@@ -4,63 +4,43 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Protocol
 
 import keras
 import numpy as np
 
-from deepfake_detector.adapters.storage import Storage, open_object
+from deepfake_detector.adapters.storage import open_object
 from deepfake_detector.core import layout, schedule
-from deepfake_detector.core.config import Config, fingerprint, stage_settings
+from deepfake_detector.core.config import Config, stage_settings
 from deepfake_detector.core.errors import ConfigError, WaitError
-from deepfake_detector.core.markers import EpochMetrics, TrainedMarker, TrainState
+from deepfake_detector.core.markers import INEXACT, TrainState
 from deepfake_detector.core.order import Order
-from deepfake_detector.core.timeline import Timeline
-from deepfake_detector.core.topology import Cluster
-from deepfake_detector.training import charts, checkpoints
-from deepfake_detector.training.dataset import Ahead, Records, Split, training_batches
-from deepfake_detector.training.logs import RunLog
+from deepfake_detector.training import checkpoints
+from deepfake_detector.training.chief import Chief
+from deepfake_detector.training.clock import EpochClock, epoch_metrics
+from deepfake_detector.training.dataset import Ahead, training_batches
 from deepfake_detector.training.model import BACKBONE, build, load_backbone_weights
 from deepfake_detector.training.normalization import SynchronizedBatchNormalization
 from deepfake_detector.training.step import Collectives, compile_step, make_optimizer
-from deepfake_detector.training.validation import Scores, make_validation
+from deepfake_detector.training.task import Task
+from deepfake_detector.training.validation import make_validation
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Task:
-    """All that a worker trains with; splits are staged, the strategy is up. machine: CPU model and code that count."""
-
-    run: Storage
-    records_uri: str
-    records: Records
-    train: Split
-    validation: Split
-    config: Config
-    cluster: Cluster
-    scratch: Path
-    threads: int
-    code_version: str
-    machine: str
-    timeline: Timeline
-
-
 class Alarm(Protocol):
-    """What ends a process that hangs between `start` and `stop`."""
+    """What ends a process that hangs: for too long after `start`, or between two signs of `progress`, until `stop`."""
 
     def start(self) -> None: ...
+
+    def progress(self) -> None: ...
 
     def stop(self) -> None: ...
 
 
 def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
-    """Train to the end and commit the result. watchdog: runs from when all workers are here to the first step.
+    """Train to the end and commit the result. watchdog: runs from when all workers are here.
 
     Raises ConfigError when a loss is not finite, when the workers disagree about threads or the checkpoint to
     resume from, or when a checkpoint was made with other settings; WaitError when they have read different records.
@@ -89,7 +69,7 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
     if state is None:
         state = schedule.initial_state(task.records.fingerprint, task.threads)
         _load_backbone(task, collectives, model)
-    writer = _Chief(task, settings, machines, model, optimizer, state) if cluster.chief else None
+    writer = Chief(task, settings, machines, model, optimizer, state) if cluster.chief else None
     task.timeline.mark("resumed")
 
     # Input
@@ -105,130 +85,38 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
 
     # Loop
     while (stopped := schedule.stop_reason(state, config.train)) is None:
-        clock = _EpochClock(state.seconds)
+        clock = EpochClock(state.seconds)
         while state.step < (state.epoch + 1) * order.steps_per_epoch:
             rate = schedule.learning_rate(state.step, total_steps, config.train, state.learning_rate_scale)
             images, labels = clock.waiting(partial(next, batches))
             loss_sum, correct = clock.working(partial(step, images, labels, rate, state.step))
             _require_finite(loss_sum, state.step, config)
             state = schedule.after_step(state, loss_sum, correct, config.train.global_batch)
-            watchdog.stop()
+            watchdog.progress()
             if writer:
                 speed = clock.steps * config.train.global_batch / clock.busy
                 writer.progress(state, loss_sum / config.train.global_batch, total_steps, speed)
                 if state.step < (state.epoch + 1) * order.steps_per_epoch:
                     writer.checkpoint_if_due(state, clock)
-        watchdog.stop()  # a run that was killed in validation has no step left before it
-        scores = validate(partial(writer.checkpoint_if_due, state, clock) if writer else _nothing)
+
+        def after_batch(state: TrainState = state, clock: EpochClock = clock) -> None:
+            watchdog.progress()
+            if writer:
+                writer.checkpoint_if_due(state, clock)
+
+        after_batch()  # a run that was killed in validation has no step left before it
+        scores = validate(after_batch)
         if scores:
             _require_finite(scores.loss, state.step, config)
         ended = schedule.after_epoch(state, scores.loss if scores else None, config.train)
         if writer:
-            writer.end_epoch(_epoch_metrics(state, scores, clock, total_steps, config), ended)
+            writer.end_epoch(epoch_metrics(state, scores, clock, total_steps, config), ended)
         state = ended
-    watchdog.stop()
     batches.close()
     if writer:
         writer.finish(state, stopped)
     collectives.sum(np.zeros(1, np.int32))  # nobody leaves before the marker is there
-
-
-def _nothing() -> None:
-    """After a batch of validation, on the workers that write nothing."""
-
-
-class _EpochClock:
-    """Seconds of one epoch, over all attempts, and what this attempt's steps spent waiting for input."""
-
-    def __init__(self, before: float) -> None:
-        self._start = time.monotonic() - before
-        self.wait = self.work = 0.0
-        self.steps = 0
-
-    def seconds(self) -> float:
-        return time.monotonic() - self._start
-
-    @property
-    def busy(self) -> float:
-        return self.wait + self.work
-
-    def waiting(self, action: Callable[[], Any]) -> Any:
-        begin = time.perf_counter()
-        result = action()
-        self.wait += time.perf_counter() - begin
-        return result
-
-    def working(self, action: Callable[[], tuple[float, float]]) -> tuple[float, float]:
-        begin = time.perf_counter()
-        result = action()
-        self.work += time.perf_counter() - begin
-        self.steps += 1
-        return result
-
-
-class _Chief:
-    """What worker 0 alone writes: checkpoints, logs, and at the end the marker."""
-
-    def __init__(
-        self, task: Task, settings: dict[str, Any], machines: list[str], model: Any, optimizer: Any, state: TrainState
-    ) -> None:
-        operations = task.config.operations
-        self._task, self._settings, self._machines = task, settings, machines
-        self._model, self._optimizer = model, optimizer
-        self._checkpoints = checkpoints.Checkpoints(
-            task.run, task.scratch, settings, task.code_version, machines, operations.keep_checkpoints
-        )
-        self._log = RunLog(task.run, task.scratch, state.epoch, task.timeline)
-        self._operations = operations
-        self._saved_at = time.monotonic()
-        self._saved_step = state.step
-
-    def progress(self, state: TrainState, loss: float, steps: int, rate: float) -> None:
-        epochs = self._task.config.train.epochs
-        self._log.progress(epoch=state.epoch + 1, epochs=epochs, step=state.step, steps=steps, loss=loss, rate=rate)
-
-    def checkpoint_if_due(self, state: TrainState, clock: _EpochClock) -> None:
-        if state.step == self._saved_step:
-            return
-        by_time = time.monotonic() - self._saved_at >= self._operations.checkpoint_seconds
-        by_steps = self._operations.checkpoint_steps and state.step % self._operations.checkpoint_steps == 0
-        if by_time or by_steps:
-            self._save(state.model_copy(update={"seconds": clock.seconds()}))
-
-    def end_epoch(self, metrics: EpochMetrics, state: TrainState) -> None:
-        """Metrics first: a crash before the checkpoint cuts the line again, one after it would lose the line."""
-        self._log.epoch(metrics)
-        self._save(state)
-        log.info("epoch %d: %s", metrics.epoch, metrics.model_dump_json(exclude={"epoch"}))
-
-    def finish(self, state: TrainState, stopped: str) -> None:
-        run, best = self._task.run, state.best_step
-        if best is None:
-            raise ConfigError(f"step {state.step}: no finished epoch, expected at least one (train.epochs)")
-        self._log.close()
-        run.write(layout.CHARTS, charts.draw(self._log.epochs))
-        checkpoints.restore_weights(run, best, self._model, self._task.scratch)
-        marker = TrainedMarker(
-            settings=self._settings,
-            fingerprint=fingerprint(self._settings),
-            code_version=self._task.code_version,
-            step=state.step,
-            epochs=state.epoch,
-            best_step=best,
-            best_loss=state.best_loss,
-            stopped=stopped,
-            records=self._task.records_uri,
-            records_fingerprint=self._task.records.fingerprint,
-            weights_sha256=checkpoints.weights_sha256(self._model),
-            machines=self._machines,
-        )
-        run.write(layout.TRAINED, marker.encode())
-        log.info("trained: %s, best step %d", stopped, best)
-
-    def _save(self, state: TrainState) -> None:
-        self._checkpoints.save(self._model, self._optimizer, state)
-        self._saved_at = time.monotonic()
-        self._saved_step = state.step
+    watchdog.stop()
 
 
 def _resume(
@@ -246,7 +134,8 @@ def _resume(
     marker = marker or checkpoints.read(task.run, chosen)
     state = marker.state
     if marker.machines != machines:
-        log.warning("machines %s: the checkpoint was made on %s; the bits may differ now", machines, marker.machines)
+        log.warning("machines %s: the checkpoint was made on %s: %s", machines, marker.machines, INEXACT)
+        state = state.model_copy(update={"exact": False})
     checkpoints.restore(checkpoints.fetch(task.run, marker, task.scratch), model, optimizer)
     restored = collectives.sum(np.array([int(optimizer.iterations.numpy())], np.int64))[0]
     if restored != chosen * cluster.workers:
@@ -300,21 +189,3 @@ def _require_finite(loss: float, step: int, config: Config) -> None:
             f"loss={loss} at step {step}: expected a finite number "
             f"(train.learning_rate={config.train.learning_rate:g} may be too high)"
         )
-
-
-def _epoch_metrics(
-    state: TrainState, scores: Scores | None, clock: _EpochClock, total_steps: int, config: Config
-) -> EpochMetrics:
-    return EpochMetrics(
-        epoch=state.epoch + 1,
-        step=state.step,
-        seconds=clock.seconds(),
-        learning_rate=schedule.learning_rate(state.step - 1, total_steps, config.train, state.learning_rate_scale),
-        train_loss=state.loss_sum / state.samples,
-        train_accuracy=state.correct_sum / state.samples,
-        validation_loss=scores.loss if scores else None,
-        validation_accuracy=scores.accuracy if scores else None,
-        validation_auc=scores.auc if scores else None,
-        sequences_per_second=clock.steps * config.train.global_batch / clock.busy if clock.steps else 0.0,
-        input_wait_fraction=clock.wait / clock.busy if clock.steps else 0.0,
-    )

@@ -33,13 +33,22 @@ class Watchdog:
     faulthandler's own thread is the only one that can while TensorFlow holds Python's lock.
     """
 
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+    def __init__(self, startup_seconds: float, stall_seconds: float) -> None:
+        self._startup, self._stall = startup_seconds, stall_seconds
         self._running = False
+        self._again = 0.0  # when progress is worth another thread
 
     def start(self) -> None:
+        self._arm(self._startup)
+
+    def progress(self) -> None:
+        if time.monotonic() >= self._again:
+            self._arm(self._stall)
+            self._again = time.monotonic() + 1.0
+
+    def _arm(self, seconds: float) -> None:
         self._running = True
-        faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__ or sys.stderr)
+        faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__ or sys.stderr)
 
     def stop(self) -> None:
         if self._running:
@@ -88,10 +97,11 @@ def run_worker(
     configure_tensorflow(threads)
     import tensorflow as tf
 
-    from deepfake_detector.training.loop import Task, train
+    from deepfake_detector.training.loop import train
+    from deepfake_detector.training.task import Task
 
     timeline.mark("imported")
-    watchdog = Watchdog(config.operations.startup_seconds)
+    watchdog = Watchdog(config.operations.startup_seconds, config.operations.stall_seconds)
     try:
         watchdog.start()
         strategy = make_strategy(cluster, config.operations.heartbeat_seconds)
