@@ -33,6 +33,10 @@ e2e: $(STAMP) ## The tests on the cluster of KUBECONFIG, 10 to 15 minutes (IMAGE
 	$(call need,KUBECONFIG IMAGE)
 	IMAGE='$(IMAGE)' $(BIN)/python -m pytest --capture=no --verbose --durations=15 $(or $(TESTS),tests/e2e)
 
+.PHONY: chaos
+chaos: $(STAMP) ## Faults at random against whole runs: nothing that comes out may differ (RUNS=5 SEED=a fresh one)
+	$(BIN)/python -m tests.chaos --runs $(or $(RUNS),5) $(call flag,seed,SEED)
+
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy, and the direction of dependencies
 	$(BIN)/ruff check .

@@ -96,7 +96,8 @@ class FaultProxy:
         self.injected: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
         self.answered = 0
-        self._seed, self._rate, self._kinds = seed, rate, sorted(Fault(kind) for kind in kinds)
+        self.rate = rate  # may be changed meanwhile
+        self._seed, self._kinds = seed, sorted(Fault(kind) for kind in kinds)
         self._slow_seconds, self._silence_seconds = slow_seconds, silence_seconds
         self._seen: Counter[str] = Counter()
         self._orders: list[Order] = []
@@ -245,7 +246,7 @@ class FaultProxy:
                     self._orders = [each for each in self._orders if each.count]
                     return order.fault, order.at, draw
         kinds = [kind for kind in self._kinds if head.has_body or kind not in _NEED_BODY]
-        if not kinds or draw.random() >= self._rate:
+        if not kinds or draw.random() >= self.rate:
             return None, None, draw
         return draw.choice(kinds), None, draw
 
