@@ -130,8 +130,12 @@ class Namespace:
 
     def as_account(self, account: str) -> Namespace:
         """The same namespace, for whom commands run as one of its ServiceAccounts; `kubectl` stays the tests' own."""
+        return self.by(kubeconfig_of(account, self.name, self._folder))
+
+    def by(self, kubeconfig: Path) -> Namespace:
+        """The same namespace, for whom commands run with another kubeconfig."""
         other = copy.copy(self)
-        other._environment = {"KUBECONFIG": str(kubeconfig_of(account, self.name, self._folder))}
+        other._environment = {"KUBECONFIG": str(kubeconfig)}
         return other
 
     def start(self, *arguments: str) -> Client:

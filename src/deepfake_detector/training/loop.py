@@ -26,6 +26,7 @@ from deepfake_detector.training.step import Collectives, compile_step, make_opti
 from deepfake_detector.training.task import Task
 from deepfake_detector.training.validation import make_validation
 
+FIRST = "first step of this attempt done"
 log = logging.getLogger(__name__)
 
 
@@ -93,6 +94,8 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
             _require_finite(loss_sum, state.step, config)
             state = schedule.after_step(state, loss_sum, correct, config.train.global_batch)
             watchdog.progress()
+            if state.step == start + 1:
+                log.info("%s: step %d", FIRST, state.step)
             if writer:
                 speed = clock.steps * config.train.global_batch / clock.busy
                 writer.progress(state, loss_sum / config.train.global_batch, total_steps, speed)
