@@ -23,16 +23,34 @@ SECONDS = 600.0
 LONG = ("train.epochs=4", "train.steps_per_epoch=300", "operations.checkpoint_steps=20", "operations.attempts=40")
 LONG += ("operations.rendezvous_seconds=600",)
 SETTLED_STEPS = 60  # after a recovery, until the next fault
-KILL = """
-import os, pathlib, time
-for stat in pathlib.Path("/proc").glob("[0-9]*/stat"):
-    fields = stat.read_text().rpartition(")")[2].split()
-    command = stat.with_name("cmdline").read_bytes()
-    if b"jobs.train_worker" in command and b"STANDBY=1" not in stat.with_name("environ").read_bytes().split(b"\\0"):
-        victim = int(stat.parent.name)
+# A child's output is in attempt-NNNNN.log, that of one in waiting in standby-NNNNN.log.
+CHILDREN = """
+import os, pathlib, sys, time
+def child(kind):
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        try:
+            if b"jobs.train_worker" in (folder / "cmdline").read_bytes() and kind in os.readlink(folder / "fd/1"):
+                return folder
+        except OSError:
+            pass  # it has just ended
+"""
+KILL = (
+    CHILDREN
+    + """
+victim = int(child("/attempt-").name)
 print(time.time())
 os.kill(victim, 9)
 """
+)
+# 550 MB when TensorFlow is imported.
+STANDBY = (
+    CHILDREN
+    + """
+waiting = child("/standby-")
+sizes = [line.split()[1] for line in (waiting / "status").open() if line.startswith("VmRSS:")] if waiting else [0]
+sys.exit(int(sizes[0]) < 500_000)
+"""
+)
 
 
 @dataclass
@@ -54,11 +72,14 @@ class Training:
             *("train", run, "--records", FINISHED, "--workers", "2", "--recipe", "demo", *more, "--set", *settings)
         )
         self.recoveries: list[Recovery] = []
+        self._begun: float | None = None
 
     def settle(self, bucket: storage.Bucket) -> None:
         """Until so many steps are committed after the last recovery."""
         before = self._step(bucket)
         eventually("training goes on", SECONDS, lambda: self._step(bucket) >= before + SETTLED_STEPS)
+        if self._begun is None:
+            self._begun = json.loads(read(bucket, f"{self.name}/logs/train/0/progress.json"))["timeline"]["process"]
 
     def fault(self, what: str, at: float) -> None:
         self.recoveries.append(Recovery(what, at))
@@ -69,10 +90,9 @@ class Training:
         firsts = sorted(max(times) for times in self._firsts(bucket).values())
         for recovery in self.recoveries:
             recovery.step = next(first for first in firsts if first > recovery.fault) - recovery.fault
-        timeline = json.loads(read(bucket, f"{self.name}/logs/train/0/progress.json")).get("timeline") or {}
-        begun = timeline.get("process") or self._begun(bucket)
+        assert self._begun
         trained = json.loads(read(bucket, f"{self.name}/checkpoints/trained.json"))
-        return firsts[0] - begun, trained["weights_sha256"]
+        return firsts[0] - self._begun, trained["weights_sha256"]
 
     def _step(self, bucket: storage.Bucket) -> int:
         found = [re.search(r"/(\d{8})\.json", name) for name in names(bucket, f"{self.name}/checkpoints/")]
@@ -88,9 +108,6 @@ class Training:
                     at = datetime.strptime(moment, "%Y-%m-%d %H:%M:%S,%f").replace(tzinfo=UTC).timestamp()
                     firsts.setdefault(int(match[1]), []).append(at)
         return firsts
-
-    def _begun(self, bucket: storage.Bucket) -> float:
-        return float(json.loads(read(bucket, f"{self.name}/logs/attempts/00001.json"))["started"])
 
 
 def kill_child(training: Training, index: int) -> None:
@@ -128,7 +145,7 @@ def test_recovery(with_records: Namespace, case: str) -> None:
         for index in indexes:
             training.settle(bucket)
             if "standby" in case:
-                await_standby(training, index)
+                await_standby(training)
             if "--spares" in options:
                 eventually("all pods run", SECONDS, lambda: all(running_pods(with_records, i) for i in range(3)))
             act(training, index)
@@ -139,17 +156,14 @@ def test_recovery(with_records: Namespace, case: str) -> None:
     assert all(recovery.step > 0 for recovery in training.recoveries)
 
 
-def await_standby(training: Training, index: int) -> None:
+def await_standby(training: Training) -> None:
     """Both workers have one: the fault of one is a new start of both."""
-    look = "import pathlib, sys; sys.exit(not any(b'STANDBY=1' in e.read_bytes() for e in "
-    look += "pathlib.Path('/proc').glob('[0-9]*/environ')))"
     for each in (0, 1):
         [pod] = running_pods(training.namespace, each)
-        command = ("exec", pod, "--", "python", "-c", look)
 
-        def there(command: tuple[str, ...] = command) -> bool:
+        def there(pod: str = pod) -> bool:
             try:
-                training.namespace.kubectl(*command)
+                training.namespace.kubectl("exec", pod, "--", "python", "-c", STANDBY)
             except AssertionError:
                 return False
             return True

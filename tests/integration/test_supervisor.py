@@ -103,6 +103,21 @@ def test_killed_supervisor(stage: Stage, keeps: bool) -> None:
     assert stage.reasons() == [SILENT if keeps else f"worker {victim}: its supervisor at 127.0.0.1 is gone", *DONE]
 
 
+def test_all_supervisors_lost_at_once(stage: Stage) -> None:
+    """As with a node: whoever comes back first keeps the rendezvous for the other."""
+    stage.start()
+    first = stage.cast()
+    for index in (0, 1):
+        stage.supervisors[index].send_signal(signal.SIGKILL)
+    for child in first:
+        child.wait_gone()
+    stage.start()
+    second = stage.cast()
+    assert [child.attempt for child in second] == [2, 2]
+    finish(stage, second)
+    assert stage.reasons() == [SILENT, *DONE]
+
+
 def test_a_standby_child_takes_over(tmp_path: Path) -> None:
     """It waits from before the first attempt, so that its imports and the rendezvous take place at once."""
     with Stage(tmp_path, settings={"operations.standby": True}) as stage:
