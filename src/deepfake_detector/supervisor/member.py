@@ -25,6 +25,7 @@ from deepfake_detector.supervisor.terms import Peer, Term
 
 log = logging.getLogger(__name__)
 CONNECT_SECONDS = 5.0  # to the welcome: an address that nobody has, or a process that is stopped, answers nothing
+REACH_SECONDS = 2.5  # of these, to a connection: two tries of the kernel's, the second after 1 s (RFC 6298)
 BACK_OFF_SECONDS = (0.05, 1.0)  # first and longest pause between two tries
 WIND_DOWN_SECONDS = 2.0  # for a child to end by itself once training is complete, and for the last log
 
@@ -134,7 +135,8 @@ class Member:
 
     async def _register(self, keeper: Peer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """A connection on which the rendezvous has bidden welcome; raises OSError when it is not there or refuses."""
-        reader, writer = await asyncio.open_connection(keeper.host, keeper.port, limit=wire.MAX_LINE)
+        async with asyncio.timeout(REACH_SECONDS):
+            reader, writer = await asyncio.open_connection(keeper.host, keeper.port, limit=wire.MAX_LINE)
         try:
             wire.keep_alive(writer)
             place = self._place
