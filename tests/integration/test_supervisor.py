@@ -277,8 +277,9 @@ def test_an_export_that_is_told_to_end_says_so(stage: Stage, pod: str, reason: s
 def test_a_pod_that_is_told_to_end_has_used_its_attempt(tmp_path: Path) -> None:
     """Kubernetes does not count it: a spot node on which training never gets on would be taken again for ever."""
     with Stage(tmp_path, settings={"operations.attempts": 2}) as stage:
-        stage.start(1)
         stage.start(0, POD_NAME="train-0", NODE_NAME="node-1")
+        assert stage.keeper() == 0
+        stage.start(1)
         children = stage.cast()
         assert stage.signal(0, signal.SIGTERM) == 143
         for child in children:

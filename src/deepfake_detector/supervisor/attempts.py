@@ -109,14 +109,22 @@ class History:
         self._attempts.append(attempt)
 
     def close(self, reason: str) -> None:
-        """Record why the latest attempt ended; outside a pod SIGTERM is a person's, who goes on later: no failure."""
+        """Record why the latest attempt ended, unless that is recorded.
+
+        Outside a pod SIGTERM is a person's, who goes on later: no failure. A keeper that was frozen wakes up to events
+        that are long over, and must not rewrite what the next one has found.
+        """
         if not self._attempts:
             return
-        last = self._attempts[-1]
+        name = layout.attempt(self.last, self._shard)
+        last = decode(Attempt, self._run.read(name), f"{self._run.uri}/{name}")
+        if last.reason is not None:
+            self._attempts[-1] = last
+            return
         if sigterm.asked() and last.on_one_machine and reason not in SUCCESSES:
             reason = STOPPED
         ended = self._attempts[-1] = last.model_copy(update={"ended": time.time(), "reason": reason})
-        self._run.write(layout.attempt(ended.attempt, self._shard), ended.encode())
+        self._run.write(name, ended.encode())
 
 
 def _with_node(attempt: Attempt) -> str:
