@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+from deepfake_detector.adapters.files import full_disk
 from deepfake_detector.core.errors import EXIT_OK, ConfigError, DetectorError
 from deepfake_detector.supervisor.where import Where
 
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 def exit_status(environment: Mapping[str, str], work: Callable[[], None]) -> int:
     """Do the work; a failure is one line, last on stderr and in TERMINATION_LOG, and its status (core/errors.py).
 
-    An unexpected error is a traceback before its line, and status 1.
+    An unexpected error is a traceback before its line, and status 1; of a full disk, wherever it was met, status 75.
     """
     try:
         _make_folders(environment)
@@ -41,6 +42,9 @@ def exit_status(environment: Mapping[str, str], work: Callable[[], None]) -> int
         return error.exit_status
     except Exception as error:
         traceback.print_exc()
+        if full := full_disk(error):
+            _say(environment, str(full))
+            return full.exit_status
         _say(environment, f"unexpected {type(error).__name__}: {error}")
         return 1
     return EXIT_OK
@@ -112,6 +116,8 @@ def folder(environment: Mapping[str, str], name: str) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        if full := full_disk(error):
+            raise full from None
         raise ConfigError(f"{name}={path}: {error.strerror}, expected a folder to write to (environment)") from None
     return path
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepfake_detector import __version__
+from deepfake_detector.adapters.files import full_disk
 from deepfake_detector.cluster.commands import add_commands, cluster_flags, connect, reach
 from deepfake_detector.core.errors import EXIT_OK, EXIT_PERMANENT, ConfigError, DetectorError
 
@@ -68,6 +69,8 @@ def _failures_told(work: Callable[[], int], debug: bool) -> int:
     except Exception as error:
         if debug or (isinstance(error, BrokenPipeError) and _reader_is_gone()):
             raise
+        if full := full_disk(error):
+            return _tell(full, debug)
         print(f"error: unexpected {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         return 1
 

@@ -54,18 +54,22 @@ _NEED_BODY = {Fault.CUT_UPLOAD}
 
 @dataclass
 class Order:
-    """Faults for the next `count` requests of this method whose target matches; at: the byte of a body to cut at."""
+    """As given to `FaultProxy.inject`."""
 
     fault: Fault
-    count: int = 1
-    method: str = ""
-    target: str = ""
-    at: int | None = None
+    count: int
+    method: str
+    target: str
+    at: int | None
+    every: int
+    seen: int = 0
 
     def takes(self, head: Head) -> bool:
-        if self.fault in _NEED_BODY and not head.has_body:
+        able = head.has_body or self.fault not in _NEED_BODY
+        if not (able and self.method in ("", head.method) and re.search(self.target, head.target)):
             return False
-        return self.method in ("", head.method) and bool(re.search(self.target, head.target))
+        self.seen += 1
+        return (self.seen - 1) % self.every == 0
 
 
 class _Ended(Exception):
@@ -127,14 +131,27 @@ class FaultProxy:
             self._thread.join()
 
     def inject(
-        self, fault: Fault | str, count: int = 1, *, method: str = "", target: str = "", at: int | None = None
+        self,
+        fault: Fault | str,
+        count: int = 1,
+        *,
+        method: str = "",
+        target: str = "",
+        at: int | None = None,
+        every: int = 1,
     ) -> None:
         """The next `count` requests of `method` whose path and query match the expression `target` get `fault`.
 
         at: after how many bytes of the body it is cut (CUT_UPLOAD, RESET_MIDDLE, SHORT); half of it by default.
+        every: the first of these requests, and every n-th after it.
         """
         with self._lock:
-            self._orders.append(Order(Fault(fault), count, method, target, at))
+            self._orders.append(Order(Fault(fault), count, method, target, at, every))
+
+    def heal(self) -> None:
+        """Forget all orders."""
+        with self._lock:
+            self._orders = []
 
     @contextmanager
     def outage(self) -> Iterator[None]:

@@ -1,10 +1,11 @@
-"""Local files that appear whole or not at all."""
+"""Local files that appear whole or not at all, and the room for them."""
 
 from __future__ import annotations
 
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import BinaryIO
 
 from deepfake_detector.core.errors import ConfigError, NotFoundError, StorageError
 
-_MAY_PASS = {errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_MAY_PASS = {*_FULL, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
 TEMPORARY = ".unfinished-"  # a killed writer leaves such files behind; no listing shows them
 
 
@@ -55,6 +57,38 @@ def sync_folder(folder: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def require_room(folder: Path, need: int, purpose: str) -> None:
+    """Raises StorageError unless `need` bytes are free on the file system of `folder`, which need not exist yet.
+
+    What others write meanwhile, and a limit that only the kubelet watches (emptyDir.sizeLimit), are not seen.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    with os_errors(place):
+        free = shutil.disk_usage(place).free
+    if free < need:
+        raise StorageError(f"{folder}: {_size(free)} free: expected {_size(need)} for {purpose}")
+
+
+def full_disk(error: BaseException) -> StorageError | None:
+    """What to tell where an error is that of a full disk or quota, or was raised in place of one; else None.
+
+    TensorFlow makes a ResourceExhaustedError or an UnknownError of it, with the system's words and the file in its
+    message; other libraries raise the OSError.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        words = [os.strerror(number) for number in _FULL]
+        if (isinstance(cause, OSError) and cause.errno in _FULL) or any(each in str(cause) for each in words):
+            line = " ".join(str(cause).split())
+            return StorageError(f"the disk is full: expected room for what is written ({line})")
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 
 @contextmanager

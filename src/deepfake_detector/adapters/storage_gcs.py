@@ -4,8 +4,10 @@ google.cloud.storage is imported here and nowhere else; this module itself is im
 The client reads STORAGE_EMULATOR_HOST (with its scheme) by itself and is anonymous then; elsewhere it takes the
 application default credentials, for example those of Workload Identity.
 
-Retries wrap a whole operation and the library's own are off, so that budgets do not add up. The library's list
-of transient errors is kept. A 404 may mean the object, the bucket or a resumable upload's lost session; one
+Retries wrap a whole operation and the library's own are off, so that budgets do not add up; the exception is an
+upload in chunks, each of which has the budget to itself. The library's list of transient errors is kept. An answer
+that never ends is bounded for the bytes of objects (gcs_download); the metadata of a page is not, beyond the
+longest time without a byte. A 404 may mean the object, the bucket or a resumable upload's lost session; one
 listing tells (it needs storage.objects.list only, where reading the bucket's metadata needs more than the role
 objectAdmin gives).
 """
@@ -14,13 +16,15 @@ from __future__ import annotations
 
 import base64
 import functools
+import io
 import logging
 import mimetypes
 import re
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import requests
 from google.api_core import exceptions as api
@@ -30,7 +34,8 @@ from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
 from google.cloud.storage.retry import DEFAULT_RETRY
 
-from deepfake_detector.adapters.files import os_errors, written_whole
+from deepfake_detector.adapters.files import os_errors, require_room, written_whole
+from deepfake_detector.adapters.gcs_download import Download
 from deepfake_detector.adapters.storage import Entry, checked_name
 from deepfake_detector.core.errors import ConfigError, CorruptError, DetectorError, NotFoundError, StorageError
 from deepfake_detector.core.markers import StoredFile
@@ -38,7 +43,12 @@ from deepfake_detector.core.markers import StoredFile
 OUTAGE_SECONDS = 300.0
 GRACE_SECONDS = 60.0  # Workload Identity may refuse in a pod's first seconds
 _REQUEST_SECONDS = 60.0  # most time without a byte; the library's default
+# Of an upload; at most this much is sent twice after a break. The least that Google advises is 8 MiB
+# (cloud.google.com/storage/docs/performing-resumable-uploads#chunked-upload), and one is held in memory.
+_CHUNK = 8 << 20
 _CREATE_ROUNDS = 3  # more means that somebody else creates and deletes the same name all the time
+_DELAYS = (0.5, 15.0, 2.0)  # the first, the longest (each is drawn between 0 and this), their growth
+_is_transient = DEFAULT_RETRY._predicate  # the library's own list
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")  # cloud.google.com/storage/docs/buckets#naming
 
 _log = logging.getLogger(__name__)
@@ -70,14 +80,13 @@ class GcsStorage:
         self._page_size = page_size
         self._seen_bucket = False
         self._request_seconds = min(_REQUEST_SECONDS, outage_seconds)
-        self._outage = DEFAULT_RETRY.with_timeout(outage_seconds).with_delay(0.5, 15.0, 2.0)
-        self._grace = Retry(predicate=_may_pass, timeout=grace_seconds, initial=0.5, maximum=15.0, multiplier=2.0)
+        self._outage = Retry(_is_transient, *_DELAYS, timeout=outage_seconds)
+        self._grace = Retry(_may_pass, *_DELAYS, timeout=grace_seconds)
 
     def read(self, name: str) -> bytes:
-        return self._run(
-            name,
-            lambda: self._blob(name).download_as_bytes(checksum="crc32c", retry=None, timeout=self._request_seconds),
-        )
+        buffer = io.BytesIO()
+        self._fetch(name, buffer)
+        return buffer.getvalue()  # no copy: CPython hands out the buffer itself
 
     def write(self, name: str, data: bytes) -> None:
         self._store(name, data)
@@ -136,13 +145,8 @@ class GcsStorage:
 
     def download(self, name: str, path: Path) -> None:
         with os_errors(path), written_whole(path, durable=False) as file:
-
-            def call() -> None:
-                file.seek(0)
-                file.truncate()
-                self._blob(name).download_to_file(file, checksum="crc32c", retry=None, timeout=self._request_seconds)
-
-            self._run(name, call)
+            purpose = f"a copy of {self.uri}/{name}"
+            self._fetch(name, file, lambda size: require_room(path.parent, size, purpose))
 
     def delete(self, name: str) -> None:
         with suppress(NotFoundError):
@@ -156,16 +160,39 @@ class GcsStorage:
         """
         return storage.Client(project=None)
 
+    def _fetch(self, name: str, file: BinaryIO, require_room: Callable[[int], None] = lambda size: None) -> None:
+        """The object's bytes into an empty file. The budget of an outage starts anew when a request got on."""
+        download: Download | None = None
+        trouble = _Trouble(f"{self.uri}/{name}")
+
+        def call() -> Exception | None:
+            nonlocal download
+            download = download or Download(
+                self._client._http,  # authorised, and kept alive over requests
+                self._client.api_endpoint,
+                self._bucket_name,
+                self._prefix + checked_name(name),
+                file,
+                self._request_seconds,
+                require_room,
+            )
+            return download.go_on()
+
+        while (broken := self._run(name, call, trouble)) is not None:
+            trouble.met(broken)
+        trouble.over()
+
     def _blob(self, name: str) -> storage.Blob:
-        """A fresh object: one whose metadata was read downloads by the server's media link, which may lead nowhere."""
         return self._client.bucket(self._bucket_name).blob(self._prefix + checked_name(name))
 
     def _store(self, name: str, content: bytes | Path, if_generation_match: int | None = None) -> bool:
         """Upload with a checksum; False when the precondition failed."""
         content_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
+        trouble = _Trouble(f"{self.uri}/{name}")
 
         def call() -> bool:
             blob = self._blob(name)
+            blob.chunk_size = _CHUNK
             upload = blob.upload_from_string if isinstance(content, bytes) else blob.upload_from_filename
             try:
                 upload(
@@ -173,7 +200,7 @@ class GcsStorage:
                     content_type=content_type,
                     if_generation_match=if_generation_match,
                     checksum="crc32c",
-                    retry=None,
+                    retry=self._chunk_retry(trouble),
                     timeout=self._request_seconds,
                 )
             except api.PreconditionFailed:
@@ -183,9 +210,27 @@ class GcsStorage:
                     raise
                 self._require_bucket()
                 raise ConnectionError(f"the session of a resumable upload is gone ({error.code})") from error
+            except auth.GoogleAuthError:  # some are ValueErrors
+                raise
+            except ValueError as error:  # the server kept less of a chunk than was sent, which the library can't resume
+                raise ConnectionError(f"a resumable upload starts again: {error}") from error
             return True
 
-        return self._run(name, call)
+        stored = self._run(name, call, trouble)
+        trouble.over()
+        return stored
+
+    def _chunk_retry(self, trouble: _Trouble) -> Retry | None:
+        """How a request of an upload is tried again; None: the whole upload is.
+
+        A chunk that is sent twice counts once with Google ("Cloud Storage ignores any bytes you send at an offset
+        that Cloud Storage has already persisted", performing-resumable-uploads). fake-gcs-server 1.56.1 appends it
+        again, whatever its offset, and a query of what has arrived makes an object of it (fakestorage/upload.go).
+        Emulators are reached without TLS.
+        """
+        if not self._client.api_endpoint.startswith("https://"):
+            return None
+        return Retry(_is_transient, *_DELAYS, timeout=self._outage.timeout, on_error=trouble.met)
 
     def _blobs(self, prefix: str, fields: str) -> Iterator[tuple[str, storage.Blob]]:
         """Names below the root and metadata, sorted by name."""
@@ -232,30 +277,27 @@ class GcsStorage:
     def _no_bucket(self) -> ConfigError:
         return ConfigError(f"gs://{self._bucket_name}: no such bucket (expected one that exists, for {self.uri})")
 
-    def _run(self, name: str, call: Callable[[], T]) -> T:
-        """`call` with retries, and its errors as this project's."""
+    def _run(self, name: str, call: Callable[[], T], trouble: _Trouble | None = None) -> T:
+        """`call` with retries, and its errors as this project's. trouble: of an operation of more than one call."""
         where = f"{self.uri}/{name}"
-        reported = False
-
-        def report(error: Exception) -> None:
-            nonlocal reported
-            if not reported:
-                _log.warning("%s: %s; trying again", where, _summary(error))
-                reported = True
-
+        own = trouble or _Trouble(where)
         try:
-            return self._grace(self._outage(call, on_error=report), on_error=report)()
+            result = self._grace(self._outage(call, on_error=own.met), on_error=own.met)()
         except DetectorError:
             raise
         except api.NotFound as error:
-            self._run(name, self._require_bucket)
+            self._run(name, self._require_bucket, own)
+            own.over()
             raise NotFoundError(f"{where}: no such object") from error
         except api.RetryError as error:
-            raise self._given_up(where, error.cause) from error
+            raise self._given_up(f"{where}: try {own.tries}", error.cause) from error
         except auth.GoogleAuthError as error:
             raise StorageError(f"{where}: {_summary(error)}") from error
         except (api.GoogleAPIError, requests.RequestException) as error:
             raise ConfigError(f"{where}: {_summary(error)}") from error
+        if trouble is None:
+            own.over()
+        return result
 
     def _given_up(self, where: str, cause: Exception | None) -> DetectorError:
         if isinstance(cause, DataCorruption):
@@ -267,6 +309,27 @@ class GcsStorage:
             f"(refused for {self._grace.timeout:g} s)"
         )
         return StorageError(message) if getattr(cause, "retryable", False) else ConfigError(message)
+
+
+class _Trouble:
+    """What an operation met: said when it begins and, with its duration, when it is over."""
+
+    def __init__(self, where: str) -> None:
+        self.tries = 0  # that failed
+        self._where = where
+        self._since = 0.0
+
+    def met(self, error: Exception) -> None:
+        if not self.tries:
+            self._since = time.monotonic()
+            _log.warning("%s: %s; trying again", self._where, _summary(error))
+        self.tries += 1
+
+    def over(self) -> None:
+        if self.tries:
+            seconds = time.monotonic() - self._since
+            _log.warning("%s: done, %.1f s after the first of %d failed tries", self._where, seconds, self.tries)
+            self.tries = 0
 
 
 def _refused(error: Exception) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from deepfake_detector.adapters.files import TEMPORARY, os_errors, written_whole
+from deepfake_detector.adapters.files import TEMPORARY, os_errors, require_room, written_whole
 from deepfake_detector.adapters.storage import Entry, checked_name, crc32c_of
 from deepfake_detector.core.errors import ConfigError, DataError, NotFoundError, StorageError
 from deepfake_detector.core.markers import StoredFile
@@ -95,6 +95,7 @@ class LocalStorage:
             os_errors(path),
             written_whole(path, durable=False) as file,
         ):
+            require_room(path.parent, os.fstat(source.fileno()).st_size, f"a copy of {source_path}")
             shutil.copyfileobj(source, file, 1 << 20)
 
     def delete(self, name: str) -> None:

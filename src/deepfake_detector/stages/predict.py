@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from deepfake_detector.adapters.files import require_room
 from deepfake_detector.adapters.machine import cpu_limit
 from deepfake_detector.adapters.quiet import silent_stderr
 from deepfake_detector.adapters.storage import checked_name, fetch_file, is_copy, open_storage
@@ -106,6 +107,8 @@ def fetch_model(uri: str, scratch: Path) -> tuple[DetectorManifest, Path]:
     manifest = decode(DetectorManifest, data, f"{uri}/{MANIFEST}")
     local = "://" not in storage.uri
     folder = Path(storage.uri) if local else scratch
+    if not local:
+        require_room(folder, sum(file.size for file in manifest.files), f"a copy of {uri}")
     for file in manifest.files:
         name = checked_name(file.name.removeprefix(layout.MODEL))
         if not local:

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
+from deepfake_detector.adapters.files import full_disk, require_room
 from deepfake_detector.adapters.storage import Storage, checked_name, fetch_file, is_copy, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import ConfigError, CorruptError, NotFoundError
@@ -21,7 +22,8 @@ def pull(run: str, to: Path) -> DetectorManifest:
     Files that `to` holds already are not downloaded again. A model is assembled beside `to` and takes its place
     whole; an interrupted pull goes on where it ended. An older model in `to` is replaced, anything else is not.
     Raises NotFoundError when the run has no model yet, naming the stage that is missing; ConfigError when `to`
-    holds something else than a model; CorruptError when the run's files are not what its marker says.
+    holds something else than a model; CorruptError when the run's files are not what its marker says; StorageError
+    when there is no room for it.
     """
     storage = open_storage(run)
     data = _manifest_bytes(storage)
@@ -34,6 +36,8 @@ def pull(run: str, to: Path) -> DetectorManifest:
     try:
         _assemble(storage, files, data, to)
     except OSError as error:
+        if full := full_disk(error):
+            raise full from error
         raise ConfigError(f"{to}: {error.strerror}: expected a folder that can be written") from error
     return manifest
 
@@ -87,6 +91,7 @@ def _assemble(storage: Storage, files: dict[str, StoredFile], manifest: bytes, t
     incoming = to.with_name(f".{to.name}.incoming")  # one name, so that the next pull goes on with it
     outgoing = to.with_name(f".{to.name}.outgoing")
     size = sum(stored.size for stored in files.values())
+    require_room(to.parent, size - _present(incoming), f"the model of {storage.uri}")
     with tqdm(total=size, desc="pull", unit="B", unit_scale=True, disable=None) as bar:
         for name, stored in files.items():
             target = incoming / name
@@ -105,3 +110,8 @@ def _assemble(storage: Storage, files: dict[str, StoredFile], manifest: bytes, t
         to.rename(outgoing)
     incoming.rename(to)
     shutil.rmtree(outgoing, ignore_errors=True)
+
+
+def _present(folder: Path) -> int:
+    """Bytes of the files in a folder, 0 where there is none."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

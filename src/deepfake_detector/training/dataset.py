@@ -21,6 +21,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from deepfake_detector.adapters.files import require_room
 from deepfake_detector.adapters.records import read_record
 from deepfake_detector.adapters.rounds import Round, finished_rounds, read_reports
 from deepfake_detector.adapters.storage import Storage, fetch_file
@@ -139,9 +140,12 @@ def open_split(run: Storage, split: str, scratch: Path, records: Records | None 
     """The records of `split` ("train", "validation", "test"), staged under `scratch`.
 
     A local run is read where it is. Raises NotFoundError without finished records, CorruptError where a file
-    disagrees with its shard's report.
+    disagrees with its shard's report, StorageError where `scratch` has no room for them all.
     """
     files = [file for file in (records or open_records(run)).files if file.split == split and file.records]
+    if "://" in run.uri:
+        missing = [file.size for file in files if not _staged(file, scratch).exists()]
+        require_room(scratch, sum(missing), f"{len(missing)} files of {split} records of {run.uri}")
     with ThreadPoolExecutor(DOWNLOADS) as pool:
         paths = list(pool.map(lambda file: _stage(run, file, scratch), files))
     return Split(split, list(zip(files, paths, strict=True)))
@@ -156,9 +160,13 @@ def _stage(run: Storage, file: RecordFile, scratch: Path) -> Path:
         if path.stat().st_size != file.size:  # each record is checked as it is read
             raise CorruptError(f"{path}: {path.stat().st_size} bytes, expected {file.size}")
         return path
-    path = scratch / "records" / file.crc32c / file.name  # two runs' records may share the scratch folder
+    path = _staged(file, scratch)
     fetch_file(run, file, path)
     return path
+
+
+def _staged(file: RecordFile, scratch: Path) -> Path:
+    return scratch / "records" / file.crc32c / file.name  # two runs' records may share the scratch folder
 
 
 def decode_images(images: Any, size: int) -> Any:
