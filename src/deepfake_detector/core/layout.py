@@ -21,9 +21,10 @@ MODEL = "model/"
 DETECTOR = "model/detector.json"  # the export's marker: calibration, threshold, prior, checksums
 REPORT = "report/"
 REPORT_METRICS = "report/metrics.json"
+EXPORTS = "exports/"
 RETRIES = "retries/"
 # With CONFIG, all that a run consists of.
-FOLDERS = ("plan/", "records/", RETRIES, CHECKPOINTS, "logs/", MODEL, REPORT)
+FOLDERS = ("plan/", "records/", RETRIES, CHECKPOINTS, "logs/", EXPORTS, MODEL, REPORT)
 
 
 def is_object_name(name: str) -> bool:
@@ -64,6 +65,16 @@ def checkpoint_marker(step: int) -> str:
 
 def is_checkpoint_marker(name: str) -> bool:
     return re.fullmatch(r"checkpoints/\d{8}\.json", name) is not None
+
+
+def export_choice(fingerprint: str) -> str:
+    """Which of the exports with these settings is the run's: the manifest that will be DETECTOR, created only."""
+    return f"{EXPORTS}{fingerprint[:12]}.json"
+
+
+def staged_export(digest: str) -> str:
+    """The folder of an export's files until they are MODEL and REPORT; digest: SHA-256 (hex) of its manifest."""
+    return f"{EXPORTS}{digest[:16]}/"
 
 
 def attempts(shard: int | None = None) -> str:

@@ -15,18 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from deepfake_detector.adapters.files import require_room
 from deepfake_detector.adapters.machine import code_version
-from deepfake_detector.adapters.storage import Storage, commit_file
+from deepfake_detector.adapters.storage import Storage, crc32c_of
 from deepfake_detector.core import layout
 from deepfake_detector.core.calibration import Calibration
 from deepfake_detector.core.config import Config, fingerprint, flat, require_same, stage_settings
 from deepfake_detector.core.errors import CorruptError, NotFoundError
 from deepfake_detector.core.markers import CheckpointMarker, DetectorManifest, StoredFile, TrainedMarker, decode
+from deepfake_detector.stages.commit_export import commit_export
 from deepfake_detector.stages.evaluate import ScoredSplit, calibrate, evaluate, lost_videos, video_scores
 from deepfake_detector.stages.report import report_files
 from deepfake_detector.stages.runs import load_config, records_storage
 
 BATCH = 8  # sequences at once; part of the results' bits, so no setting
+_COPIES = 5  # of the weights: the checkpoint, a SavedModel, Keras' archive, that unpacked, another export's
 CHECKED = 16  # sequences of the test split on which the loaded model is compared with the checkpoint
 
 log = logging.getLogger(__name__)
@@ -54,8 +57,9 @@ def export(run: Storage, scratch: Path, records: Storage | None = None) -> Detec
     calibration = calibrate(validation, config.export.prior)
     for note in calibration.notes:
         log.warning("%s", note)
-    folder = scratch / "export" / "model"
-    _write(model, calibration, frames, folder)
+    folder = scratch / "export"
+    shutil.rmtree(folder, ignore_errors=True)
+    _write(model, calibration, frames, folder / layout.MODEL, scratch / "check")
     document = {
         "code_version": code_version(),
         "recipe": config.recipe,
@@ -67,11 +71,11 @@ def export(run: Storage, scratch: Path, records: Storage | None = None) -> Detec
         "validation": evaluate(validation, calibration),
     }
     for name, data in report_files(run, records, document, video_scores(test, calibration)):
-        run.write(name, data)
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
-    files = [commit_file(run, path, layout.MODEL + path.relative_to(folder).as_posix()) for path in paths]
-    manifest = _manifest(settings, config, trained, calibration, files)
-    run.write(layout.DETECTOR, manifest.encode())
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    manifest = commit_export(run, folder, _manifest(settings, config, trained, calibration, folder), scratch)
+    require_same(settings, manifest.settings, f"{run.uri}/{layout.DETECTOR}")
     return manifest
 
 
@@ -94,7 +98,10 @@ def _restore(run: Storage, trained: TrainedMarker, config: Config, scratch: Path
     from deepfake_detector.training.worker import configure_tensorflow
 
     name = layout.checkpoint_marker(trained.best_step)
-    threads = decode(CheckpointMarker, run.read(name), f"{run.uri}/{name}").state.threads
+    marker = decode(CheckpointMarker, run.read(name), f"{run.uri}/{name}")
+    size = sum(file.size for file in marker.files)
+    require_room(scratch, _COPIES * size, f"the checkpoint of step {marker.step} and the model that is made of it")
+    threads = marker.state.threads
     try:
         configure_tensorflow(threads)
     except RuntimeError:  # only where another stage has used TensorFlow in this process, never in a job
@@ -153,15 +160,15 @@ def _score(
     return scored["validation"], scored["test"], np.concatenate(checked)[:CHECKED]
 
 
-def _write(model: Any, calibration: Calibration, frames: NDArray[np.uint8], folder: Path) -> None:
+def _write(model: Any, calibration: Calibration, frames: NDArray[np.uint8], folder: Path, scratch: Path) -> None:
     """Write the exported folder and check it in a fresh interpreter; raises ExportError."""
     from deepfake_detector.adapters import saved_model
 
-    shutil.rmtree(folder, ignore_errors=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch.mkdir(parents=True, exist_ok=True)
     saved_model.write(model, calibration.slope, calibration.offset, folder)
     logits = saved_model.logits_function(model)(frames)
-    difference = saved_model.check(folder, frames, logits, calibration.slope, calibration.offset, folder.parent)
+    difference = saved_model.check(folder, frames, logits, calibration.slope, calibration.offset, scratch)
     log.info("loaded back, the model differs from the checkpoint by %.2g on %d sequences", difference, len(frames))
 
 
@@ -170,10 +177,16 @@ def _manifest(
     config: Config,
     trained: TrainedMarker,
     calibration: Calibration,
-    files: list[StoredFile],
+    folder: Path,
 ) -> DetectorManifest:
     import keras
     import tensorflow as tf
+
+    paths = sorted(path for path in (folder / layout.MODEL).rglob("*") if path.is_file())
+    files = [
+        StoredFile(name=path.relative_to(folder).as_posix(), size=path.stat().st_size, crc32c=crc32c_of(path))
+        for path in paths
+    ]
 
     return DetectorManifest(
         settings=settings,
