@@ -148,7 +148,7 @@ def test_requests_break_again_and_again(
 def test_many_threads_through_random_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not available():
         pytest.skip("needs fake-gcs-server, or Go to build it")
-    with faulty_server(tmp_path / "server.log", rate=0.1, seed=1, slow_seconds=0.1, silence_seconds=0.1) as (
+    with faulty_server(tmp_path / "server.log", rate=0.2, seed=1, slow_seconds=0.1, silence_seconds=0.1) as (
         server,
         proxy,
     ):
@@ -165,7 +165,7 @@ def test_many_threads_through_random_faults(tmp_path: Path, monkeypatch: pytest.
 
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(work, range(4)))
-        assert sum(proxy.injected.values()) >= 20
+        assert len(proxy.injected) >= 5  # kinds
 
 
 def test_racing_creates_have_one_winner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,12 +18,12 @@ def load(folder: str, frames_file: str, out_file: str) -> None:
     """frames: uint8 (n, T, S, S, 3); stored: float32 (n, 1) under saved_model, keras, probability and logit."""
     import numpy as np
 
-    frames = np.load(frames_file)
+    frames = np.load(frames_file, allow_pickle=False)
     import tensorflow as tf
 
     loaded = tf.saved_model.load(folder)
     served = loaded.signatures["serving_default"](tf.constant(frames))
-    model = tf.keras.models.load_model(folder)
+    model = tf.keras.models.load_model(folder, safe_mode=True)
     np.savez(
         out_file,
         saved_model=loaded(frames).numpy(),

@@ -79,7 +79,7 @@ def check(
     load_afresh(folder, frames_file, out_file)
     expected = logits.astype(np.float64)
     probability = sigmoid(slope * expected + offset)
-    with np.load(out_file) as found:
+    with np.load(out_file, allow_pickle=False) as found:
         differences = {name: found[name][:, 0] - probability for name in ("saved_model", "keras", "probability")}
         differences["logit"] = (found["logit"][:, 0] - expected) / np.maximum(1.0, np.abs(expected))
     frames_file.unlink()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -97,7 +97,11 @@ def predict(
 
 
 def fetch_model(uri: str, scratch: Path) -> tuple[DetectorManifest, Path]:
-    """The manifest and a local folder with the verified files: the folder itself, or a copy of gs:// in scratch."""
+    """The manifest and a local folder with the verified files: the folder itself, or a copy of gs:// in scratch.
+
+    Nothing else may lie in a local folder (names that begin with a dot may, which no library reads): TensorFlow would
+    take a file that it knows, whoever put it there. Raises NotFoundError, CorruptError.
+    """
     storage = open_storage(uri)
     try:
         data = storage.read(MANIFEST)
@@ -116,7 +120,14 @@ def fetch_model(uri: str, scratch: Path) -> tuple[DetectorManifest, Path]:
             fetch_file(storage, file.model_copy(update={"name": name}), folder / name)
         elif not is_copy(folder / name, file):
             raise CorruptError(f"{folder / name}: expected {file.size} bytes with crc32c {file.crc32c} ({MANIFEST})")
+    known = {MANIFEST, *(file.name.removeprefix(layout.MODEL) for file in manifest.files)}
+    if strange := [entry.name for entry in open_storage(str(folder)).list() if not _is_known(entry.name, known)]:
+        raise CorruptError(f"{folder / strange[0]}: expected only the files that {MANIFEST} names")
     return manifest, folder
+
+
+def _is_known(name: str, known: Collection[str]) -> bool:
+    return name in known or name.rpartition("/")[2].startswith(".")
 
 
 def judge(video: str, extraction: Extraction, logits: Sequence[float], calibration: Calibration) -> VideoVerdict:
