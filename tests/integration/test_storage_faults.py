@@ -24,7 +24,7 @@ from tests.integration.fault_proxy import RANDOM, Fault, FaultProxy, faulty_serv
 from tests.integration.gcs_server import available
 
 pytestmark = pytest.mark.gcs
-BIG = os.urandom(17 << 20)  # above 8 MiB: a resumable upload of three chunks
+BIG = os.urandom(17 << 20)  # above 8 MiB: a resumable upload
 SMALL = b"small"
 KINDS = sorted(RANDOM)
 
@@ -136,7 +136,7 @@ def test_requests_break_again_and_again(
     kind: Fault,
     operation: Callable[[GcsStorage, Path], None],
 ) -> None:
-    """Every third request, or every fifth: an upload in chunks takes four, and starts again with the emulator."""
+    """Every third request, or every fifth where several have to succeed in a row."""
     fill(storage)
     before = proxy.injected[kind]
     proxy.inject(kind, count=1000, every=5 if operation in (write, create, upload) else 3)
@@ -186,7 +186,7 @@ def test_racing_creates_have_one_winner(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("kind", [Fault.STATUS_AFTER, Fault.RESET_AFTER, Fault.RESET_MIDDLE, Fault.SHORT])
-@pytest.mark.parametrize("size", [5, 9 << 20], ids=["at once", "in chunks"])
+@pytest.mark.parametrize("size", [5, 9 << 20], ids=["at once", "in a session"])
 def test_a_create_whose_answer_was_lost(proxy: FaultProxy, storage: GcsStorage, kind: Fault, size: int) -> None:
     """A 412 on one's own earlier success is a success."""
     method = "POST" if size < 100 else "PUT"
