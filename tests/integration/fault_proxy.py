@@ -167,6 +167,7 @@ class FaultProxy:
 
         async def begin() -> None:
             self._away = True
+            self.injected["outage"] += len(self._connections)
             await self._drop_all()
 
         asyncio.run_coroutine_threadsafe(begin(), self._loop).result()
