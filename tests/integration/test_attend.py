@@ -347,9 +347,11 @@ import os, sys
 from pathlib import Path
 from deepfake_detector.stages.decoders import Decoders
 from jobs.environment import exit_status
-from tests.integration.test_preprocess import act, config_for
+from tests.integration.test_decoders import act
+from tests.integration.test_preprocess import config_for
 def work():
-    with Decoders(config_for("videos"), 1, act) as decoders:
+    config = config_for("videos", operations__video_memory_mb=2048)  # more than the kernel's limit
+    with Decoders(config, 1, act) as decoders:
         list(decoders.map([Path("ok-1"), Path("eat-1")]))
 sys.exit(exit_status(os.environ, work))
 """

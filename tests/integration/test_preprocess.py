@@ -1,15 +1,12 @@
-"""A shard end to end: decoding processes that die, hang or eat memory, and what the run's folder holds afterwards."""
+"""A shard end to end: what the run's folder holds afterwards."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,14 +16,12 @@ from deepfake_detector.adapters.records import read_record, scan
 from deepfake_detector.adapters.storage import Storage, crc32c_of, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, override
-from deepfake_detector.core.errors import ConfigError, DataError, WaitError
-from deepfake_detector.core.extraction import Extraction
+from deepfake_detector.core.errors import ConfigError, DataError
 from deepfake_detector.core.losses import require_few_lost
 from deepfake_detector.core.markers import RecordsSummary, ShardReport, decode
 from deepfake_detector.core.outcomes import Outcome, VideoOutcome
 from deepfake_detector.core.recipes import resolve
 from deepfake_detector.core.sequences import FaceSequence
-from deepfake_detector.stages.decoders import Decoders
 from deepfake_detector.stages.plan import make_plan
 from deepfake_detector.stages.preprocess import preprocess_shard
 from deepfake_detector.stages.runs import save_config
@@ -34,29 +29,6 @@ from deepfake_detector.stages.summary import finish
 from tests.make_videos import scene, talking_head, write_video
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-def act(path: Path, config: Config) -> Extraction:
-    """A decoder that does what the path says; it runs in a real decoding process."""
-    what = path.name.partition("-")[0]
-    if what == "abort":
-        os.abort()
-    if what == "once":
-        marker = path.with_name("tried")
-        if not marker.exists():
-            marker.touch()
-            os.abort()
-    if what == "hang":
-        signal.pause()
-    if what == "memory":
-        bytearray(8 << 30)
-    if what == "eat":
-        bytearray(1 << 30)
-    if what == "bug":
-        raise ZeroDivisionError("a bug")
-    if what == "settings":
-        raise ConfigError("weights: expected others")
-    return Extraction(outcome=Outcome.OK, detail=f"{path.name} {os.getpid()} {'tensorflow' in sys.modules}")
 
 
 def config_for(videos: Path | str, **settings: object) -> Config:
@@ -73,104 +45,6 @@ def config_for(videos: Path | str, **settings: object) -> Config:
     return override(
         resolve("demo"), values | {key.replace("__", "."): value for key, value in settings.items()}, "test"
     )
-
-
-def run_all(names: list[str], folder: Path, **settings: object) -> list[Extraction]:
-    with Decoders(config_for(folder, **settings), 2, act) as decoders:
-        return list(decoders.map(folder / name for name in names))
-
-
-def test_a_crash_costs_exactly_its_video(tmp_path: Path) -> None:
-    names = ["ok-1", "abort-1", "ok-2", "memory-1", "bug-1", "once-1", *[f"ok-{k}" for k in range(3, 9)]]
-    results = run_all(names, tmp_path)
-    assert [result.outcome for result in results] == [
-        Outcome.OK,
-        Outcome.CRASHED,
-        Outcome.OK,
-        Outcome.OUT_OF_MEMORY,
-        Outcome.CRASHED,
-        Outcome.OK,
-        *[Outcome.OK] * 6,
-    ]
-    assert results[1].detail == "signal 6 (SIGABRT); then signal 6 (SIGABRT)"
-    assert results[4].detail == "ZeroDivisionError: a bug; then ZeroDivisionError: a bug"
-    told = [result.detail.split() for result in results if result.outcome is Outcome.OK]
-    assert [name for name, _, _ in told] == [name for name in names if name.partition("-")[0] in ("ok", "once")]
-    assert {tensorflow for _, _, tensorflow in told} == {"False"}
-
-
-def test_a_hang_is_a_timeout(tmp_path: Path) -> None:
-    results = run_all(["hang-1", "ok-1", "ok-2"], tmp_path, operations__video_timeout_seconds=0.5)
-    assert [result.outcome for result in results] == [Outcome.TIMEOUT, Outcome.OK, Outcome.OK]
-    assert results[0].detail == "not done after 0.5 s"
-
-
-def test_an_error_that_is_not_the_videos_ends_the_map(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="weights: expected others"):
-        run_all(["settings-1"], tmp_path)
-
-
-def test_a_process_that_cannot_start_is_told(tmp_path: Path) -> None:
-    """Every video would be a crash otherwise, and the shard a loss without a reason."""
-    with (
-        pytest.raises(WaitError, match=r"signal 6 \(SIGABRT\) before it was ready: expected it to start"),
-        Decoders(config_for(tmp_path), 1, Unpicklable()) as decoders,
-    ):
-        list(decoders.map([tmp_path / "ok-1"]))
-
-
-def test_too_little_memory_is_a_setting(tmp_path: Path) -> None:
-    config = config_for(tmp_path, operations__video_memory_mb=256)
-    with (
-        pytest.raises(ConfigError, match=r"operations\.video_memory_mb=256: expected at least \d+"),
-        Decoders(config, 1, act) as decoders,
-    ):
-        list(decoders.map([tmp_path / "ok-1"]))
-
-
-class Unpicklable:
-    """Pickles here and cannot be made again there: the child ends before it is ready."""
-
-    def __call__(self, path: Path, config: Config) -> Extraction:
-        raise NotImplementedError
-
-    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        return os.abort, ()
-
-
-def test_decoders_die_with_their_parent(tmp_path: Path) -> None:
-    """SIGKILL leaves the parent no chance to tidy up."""
-    code = f"""
-from pathlib import Path
-from deepfake_detector.stages.decoders import Decoders
-from tests.integration.test_preprocess import act, config_for
-if __name__ == "__main__":
-    with Decoders(config_for("x"), 2, act) as decoders:
-        results = decoders.map(Path("{tmp_path}") / name for name in ("ok-1", "hang-2", "hang-3"))
-        next(results)
-        print(*decoders.pids, flush=True)
-        next(results)
-"""
-    script = tmp_path / "parent.py"
-    script.write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    parent = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, env=environment, text=True)
-    assert parent.stdout is not None
-    pids = [int(pid) for pid in parent.stdout.readline().split()]
-    assert len(pids) == 2
-    parent.kill()
-    parent.wait()
-    deadline = time.monotonic() + 30
-    while any(alive(pid) for pid in pids):
-        assert time.monotonic() < deadline, f"decoding processes {pids} outlive their parent"
-        time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""What the kernel tells of processes: when one was started, whether it is frozen, what it left behind."""
+"""What the kernel tells of processes: when one was started, its work, whether it is frozen, what it left behind."""
 
 from __future__ import annotations
 
@@ -16,6 +16,18 @@ def process_started() -> float:
         return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
     except (OSError, AttributeError, ValueError, IndexError):
         return time.time()
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """Seconds of CPU that all threads of a process have used, to a tick of 10 ms (proc(5), stat's utime and stime).
+
+    None when it is gone, or where there is no /proc.
+    """
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def is_stopped(pid: int) -> bool:

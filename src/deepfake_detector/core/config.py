@@ -141,8 +141,12 @@ class Operations(Section):
     )
     checkpoint_steps: int = Field(0, ge=0, description="also a checkpoint every so many steps; 0: by time alone")
     keep_checkpoints: int = Field(3, ge=1, description="the newest ones; the best stays beside them")
-    video_timeout_seconds: float = Field(300, gt=0)
-    video_memory_mb: int = Field(2048, ge=256, description="address space of one decoding process")
+    video_timeout_seconds: float = Field(
+        3600,
+        gt=0,
+        description="most for one video, however large; a small one gets 20 s and 1 s per 10 kB",
+    )
+    video_memory_mb: int = Field(600, ge=1, description="resident memory of one decoding process; 8K needs about 1700")
     decoders: int = Field(0, ge=0, description="decoding processes per shard; 0: from the CPU limit")
 
 

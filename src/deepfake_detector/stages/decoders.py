@@ -10,17 +10,20 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import pickle
 import resource
 import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
+from deepfake_detector.adapters.kernel import cpu_seconds
 from deepfake_detector.adapters.machine import MemoryUse, describe_oom, memory_use
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import ConfigError, DetectorError, MemoryLimitError, WaitError
@@ -31,9 +34,17 @@ Extract = Callable[[Path, Config], Extraction]
 
 AHEAD = 4  # results kept per slot while a slow video holds up the order: bounds memory and scratch space
 STARTUP_SECONDS = 120.0
-WORKING_MB = 128  # address space for the frames of a small video
+# A video's time grows with its file, so that a small hostile one is stopped soon and a long film is not. DFDC's clips
+# hold 2 MB for a second of CPU; the worst of honest ones, a still picture of 1080p with a keyframe every 24 s, 34 kB in
+# VP9, 40 kB in HEVC, 98 kB in H.264.
+BASE_SECONDS = 20.0
+BYTES_PER_SECOND = 10_000
+STALLED = 0.1  # a process that was on a CPU for less than this share of its time was stopped or starved
+WORKING_MB = 128  # for the frames of a small video
+CHUNK = 8192  # bytes; one write to a pipe, which is there as a whole or not at all
 PR_SET_PDEATHSIG = 1
 KILLED = "signal 9 (SIGKILL)"
+NOT_YET = object()
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +58,7 @@ class Decoders:
 
     def __init__(self, config: Config, count: int, extract: Extract | None = None) -> None:
         self._slots = [_Slot(config, extract) for _ in range(count)]
-        self._timeout = config.operations.video_timeout_seconds
+        self._most_seconds = config.operations.video_timeout_seconds
 
     def __enter__(self) -> Self:
         return self
@@ -66,44 +77,74 @@ class Decoders:
     def map(self, paths: Iterable[Path]) -> Iterator[Extraction]:
         """The extraction of every path, in the order of `paths`, which is consumed as slots become free.
 
-        A timeout is not tried again; a crash is, once, in a fresh process. Raises WaitError when a process does not
-        even start, MemoryLimitError when the kernel kills one because this container's memory ran out (no video is
-        to blame for a limit that is too low), and whatever error of this project a process meets that is not the
-        video's.
+        A process that crashes, or that stands still until its video's time is over, costs one more try in a fresh
+        process, with nothing else before it. A video that keeps a process at work for all its time is not tried
+        again. Raises WaitError when a process does not even start, MemoryLimitError when the kernel kills one because
+        this container's memory ran out (no video is to blame for a limit that is too low), and whatever error of this
+        project a process meets that is not the video's.
         """
-        tasks = enumerate(paths)
+        tasks = (self._task(index, path) for index, path in enumerate(paths))
         results: dict[int, Extraction] = {}
-        again: list[tuple[int, Path]] = []
-        crashes: dict[int, str] = {}
+        again: list[_Task] = []
         handed_out, due, more = 0, 0, True
         while True:
             for slot in self._slots:
                 if slot.task is None and again:
-                    slot.begin(*again.pop(0))
+                    slot.begin(again.pop(0))
                 elif slot.task is None and more and handed_out - due < AHEAD * len(self._slots):
                     task = next(tasks, None)
                     more = task is not None
                     if task is not None:
                         handed_out += 1
-                        slot.begin(*task)
+                        slot.begin(task)
             busy = [slot for slot in self._slots if slot.task is not None]
             if not busy:
                 return
-            for slot, answer in _answers(busy, self._timeout):
-                assert slot.task is not None
-                index, path = slot.task
-                slot.task = None
+            for slot, answer in _answers(busy):
+                task, slot.task = slot.task, None
+                assert task is not None
                 if isinstance(answer, Extraction):
-                    results[index] = answer
-                elif index in crashes:
-                    results[index] = Extraction(outcome=Outcome.CRASHED, detail=f"{crashes[index]}; then {answer}")
+                    results[task.index] = answer
+                elif task.earlier:
+                    results[task.index] = Extraction(
+                        outcome=answer.outcome, detail=f"{task.earlier}; then {answer.reason}"
+                    )
                 else:
-                    log.warning("%s: decoding process crashed (%s), trying once more", path.name, answer)
-                    crashes[index] = answer
-                    again.append((index, path))
+                    log.warning("%s: decoding process lost (%s), trying once more", task.path.name, answer.reason)
+                    again.append(replace(task, earlier=answer.reason))
             while due in results:
                 yield results.pop(due)
                 due += 1
+
+    def _task(self, index: int, path: Path) -> _Task:
+        return _Task(index, path, allowed_seconds(path, self._most_seconds))
+
+
+def allowed_seconds(path: Path, most: float) -> float:
+    """Seconds that a process may take for this video: they grow with the file's size, up to `most`."""
+    try:
+        size = path.stat().st_size
+    except OSError:
+        size = 0
+    return min(round(BASE_SECONDS + size / BYTES_PER_SECOND, 1), most)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """A video's turn. seconds: what it may take; earlier: how the process of its first try ended, or ""."""
+
+    index: int
+    path: Path
+    seconds: float
+    earlier: str = ""
+
+
+@dataclass(frozen=True)
+class _Lost:
+    """A try that the process did not survive; the outcome is the video's if another one ends like it."""
+
+    outcome: Outcome
+    reason: str
 
 
 class _Slot:
@@ -114,26 +155,70 @@ class _Slot:
         self._extract = extract
         self._process: multiprocessing.process.BaseProcess | None = None
         self.connection: Connection | None = None
-        self.task: tuple[int, Path] | None = None
+        self.task: _Task | None = None
         self.ready = False
         self.since = 0.0
         self.memory: MemoryUse | None = None  # before the process started
+        self._failed_starts = 0
+        self._used = 0.0  # seconds of CPU before the task
+        self._received = bytearray()
 
     @property
     def pid(self) -> int | None:
         return self._process.pid if self._process and self._process.is_alive() else None
 
-    def begin(self, index: int, path: Path) -> None:
-        if self._process is None or not self._process.is_alive():
+    @property
+    def seconds(self) -> float:
+        """How long the process may take for what it does now."""
+        assert self.task is not None
+        return self.task.seconds if self.ready else STARTUP_SECONDS
+
+    def begin(self, task: _Task) -> None:
+        if task.earlier or self._process is None or not self._process.is_alive():
             self._start()
         assert self.connection is not None
         try:
-            self.connection.send(path)
+            self.connection.send(task.path)
         except OSError:  # it died while it was idle
             self._start()
-            self.connection.send(path)
-        self.task = (index, path)
+            self.connection.send(task.path)
+        self.task = task
+        self._begin_count()
+
+    def is_ready(self) -> None:
+        self.ready, self._failed_starts = True, 0
+        self._begin_count()  # the import of the libraries is not the video's time
+
+    def failed_to_start(self, end: str) -> None:
+        """A process that was killed before it was ready is started once more. Raises WaitError on the second."""
+        self._failed_starts += 1
+        if self._failed_starts > 1:
+            raise WaitError(f"decoding process: {end} before it was ready: expected it to start (its error is above)")
+        assert self.task is not None
+        self.begin(self.task)
+
+    def stalled(self) -> bool:
+        """Whether the process hardly worked in its time, so that another might have done better."""
+        used = cpu_seconds(self.pid) if self.pid else None
+        return used is not None and used - self._used < STALLED * self.seconds
+
+    def _begin_count(self) -> None:
         self.since = time.monotonic()
+        self._used = (cpu_seconds(self.pid) if self.pid else None) or 0.0
+
+    def receive(self) -> Any:
+        """The next message of the process, or NOT_YET. Never waits for the rest of one: the process may be stopped.
+
+        Raises EOFError, OSError.
+        """
+        assert self.connection is not None
+        while self.connection.poll():
+            chunk = self.connection.recv_bytes()
+            if not chunk:
+                message, self._received = bytes(self._received), bytearray()
+                return pickle.loads(message)
+            self._received += chunk
+        return NOT_YET
 
     def stop(self) -> str:
         """End the process at once; how it ended, in words."""
@@ -165,47 +250,52 @@ class _Slot:
         self._process.start()
         theirs.close()
         self.ready = False
+        self._received.clear()
 
 
-def _answers(busy: list[_Slot], timeout: float) -> Iterator[tuple[_Slot, Extraction | str]]:
-    """Wait until something happens to a busy slot: its result, or how it crashed. May yield nothing."""
+def _answers(busy: list[_Slot]) -> Iterator[tuple[_Slot, Extraction | _Lost]]:
+    """Wait until something happens to a busy slot: its result, or how its process was lost. May yield nothing."""
     now = time.monotonic()
-    left = min(slot.since + (timeout if slot.ready else STARTUP_SECONDS) - now for slot in busy)
+    left = min(slot.since + slot.seconds - now for slot in busy)
     happened = wait([slot.connection for slot in busy if slot.connection], timeout=max(left, 0))
     for slot in busy:
-        limit = timeout if slot.ready else STARTUP_SECONDS
         if slot.connection in happened:
             answer = _receive(slot)
             if answer is not None:
                 yield slot, answer
-        elif time.monotonic() - slot.since >= limit:
-            if not slot.ready:
-                raise WaitError(f"decoding process: not ready after {limit:g} s: expected it to start")
-            slot.stop()
-            yield slot, Extraction(outcome=Outcome.TIMEOUT, detail=f"not done after {limit:g} s")
+        elif time.monotonic() - slot.since >= slot.seconds:
+            yield slot, _out_of_time(slot)
 
 
-def _receive(slot: _Slot) -> Extraction | str | None:
-    assert slot.connection is not None
+def _out_of_time(slot: _Slot) -> Extraction | _Lost:
+    if not slot.ready:
+        raise WaitError(f"decoding process: not ready after {slot.seconds:g} s: expected it to start")
+    stalled, reason = slot.stalled(), f"not done after {slot.seconds:g} s"
+    slot.stop()
+    return _Lost(Outcome.TIMEOUT, reason) if stalled else Extraction(outcome=Outcome.TIMEOUT, detail=reason)
+
+
+def _receive(slot: _Slot) -> Extraction | _Lost | None:
     try:
-        message = slot.connection.recv()
+        message = slot.receive()
     except (EOFError, OSError):
         was_ready, end = slot.ready, slot.wait_for_end()
         if end == KILLED and (reason := describe_oom(slot.memory)):
             raise MemoryLimitError(f"decoding process: {reason}") from None
-        if not was_ready:
-            raise WaitError(
-                f"decoding process: {end} before it was ready: expected it to start (its error is above)"
-            ) from None
-        return end
+        if was_ready:
+            return _Lost(Outcome.CRASHED, end)
+        slot.failed_to_start(end)
+        return None
+    if message is NOT_YET:
+        return None
     if message is None:
-        slot.ready, slot.since = True, time.monotonic()  # the import of the libraries is not the video's time
+        slot.is_ready()
         return None
     if isinstance(message, DetectorError):
         raise message
     if isinstance(message, str):
         slot.stop()
-        return message
+        return _Lost(Outcome.CRASHED, message)
     assert isinstance(message, Extraction)
     if message.outcome is Outcome.OUT_OF_MEMORY:
         slot.stop()  # what a library left behind at the limit is not to be built on
@@ -223,9 +313,9 @@ def _serve(connection: Connection, parent: int, config: Config, extract: Extract
         stage.warm_up(config)
         _limit_memory(config.operations.video_memory_mb)
     except DetectorError as error:
-        connection.send(error)
+        _send(connection, error)
         return
-    connection.send(None)
+    _send(connection, None)
     while True:
         try:
             path = connection.recv()
@@ -234,13 +324,24 @@ def _serve(connection: Connection, parent: int, config: Config, extract: Extract
         try:
             answer: Extraction | DetectorError | str = work(path, config)
         except MemoryError:
-            answer = Extraction(outcome=Outcome.OUT_OF_MEMORY, detail=f"{config.operations.video_memory_mb} MB")
+            answer = Extraction(outcome=Outcome.OUT_OF_MEMORY)
         except DetectorError as error:
             answer = error
         except Exception as error:
             traceback.print_exc()
             answer = f"{type(error).__name__}: {error}"
-        connection.send(answer)
+        if isinstance(answer, Extraction) and answer.outcome is Outcome.OUT_OF_MEMORY:
+            limit = f"operations.video_memory_mb={config.operations.video_memory_mb}"
+            answer = replace(answer, detail=f"{answer.detail} ({limit})".strip())
+        _send(connection, answer)
+
+
+def _send(connection: Connection, message: object) -> None:
+    """In pieces, of which an empty one is the end: see `_Slot.receive`."""
+    data = pickle.dumps(message)
+    for start in range(0, len(data), CHUNK):
+        connection.send_bytes(data[start : start + CHUNK])
+    connection.send_bytes(b"")
 
 
 def _die_with(parent: int) -> None:
@@ -252,15 +353,21 @@ def _die_with(parent: int) -> None:
 
 
 def _limit_memory(megabytes: int) -> None:
-    """Cap the address space, so that a hostile video meets MemoryError and not the pod's OOM killer.
+    """Cap what the process may write to, so that a hostile video meets MemoryError and not the pod's OOM killer.
 
-    Called when the libraries are loaded; raises ConfigError when they leave less than WORKING_MB of the cap.
+    Counted from here on, when the libraries are loaded: to `megabytes` of resident memory there is as much left as is
+    not resident yet. RLIMIT_DATA counts what is private and writable (since Linux 4.7, getrlimit(2)), so, unlike the
+    address space of RLIMIT_AS, neither libraries nor address space that is only reserved. Raises ConfigError when less
+    than WORKING_MB is left.
     """
-    if sys.platform != "linux":  # macOS refuses RLIMIT_AS
+    if sys.platform != "linux":  # macOS enforces no such limit
         return
-    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() // 2**20
-    if megabytes < taken + WORKING_MB:
-        raise ConfigError(f"operations.video_memory_mb={megabytes}: expected at least {taken + WORKING_MB}")
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    limit = megabytes * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+    # proc_pid_statm(5): size, resident, shared, text, lib, data; in pages
+    pages = [int(field) for field in Path("/proc/self/statm").read_text().split()]
+    resident, data = (pages[field] * resource.getpagesize() for field in (1, 5))
+    least = resident // 2**20 + WORKING_MB
+    if megabytes < least:
+        raise ConfigError(f"operations.video_memory_mb={megabytes}: expected at least {least}")
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = data + megabytes * 2**20 - resident
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

@@ -1,0 +1,259 @@
+"""Decoding processes that die, hang, stand still or eat memory: each costs its video and no other."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from deepfake_detector.adapters.kernel import cpu_seconds
+from deepfake_detector.core.config import Config
+from deepfake_detector.core.errors import ConfigError, WaitError
+from deepfake_detector.core.extraction import Extraction
+from deepfake_detector.core.outcomes import Outcome
+from deepfake_detector.stages.decoders import BASE_SECONDS, Decoders, allowed_seconds
+from tests.integration.test_preprocess import REPOSITORY, config_for
+
+PATIENCE = 60.0
+before: list[str] = []  # what this process has worked on
+
+
+def act(path: Path, config: Config) -> Extraction:
+    """A decoder that does what the path says; it runs in a real decoding process."""
+    what, earlier = path.name.partition("-")[0], len(before)
+    before.append(path.name)
+    if what == "abort":
+        os.abort()
+    if what == "once" and first_time(path):
+        os.abort()
+    if what == "wait" and first_time(path):
+        signal.pause()
+    if what == "answer" and first_time(path):
+        return Extraction(outcome=Outcome.OK, detail="x" * 10_000_000)  # more than the pipe takes
+    if what == "hang":
+        signal.pause()
+    while what == "spin":
+        path.with_name(f"{os.getpid()}.spins").touch()
+    if what == "memory":
+        bytearray(8 << 30)
+    if what == "eat":
+        bytearray(1 << 30)
+    if what == "bug":
+        raise ZeroDivisionError("a bug")
+    if what == "settings":
+        raise ConfigError("weights: expected others")
+    return Extraction(outcome=Outcome.OK, detail=f"{path.name} {earlier} {'tensorflow' in sys.modules}")
+
+
+def first_time(path: Path) -> bool:
+    """Leaves the process's id in a file, whole or not at all."""
+    marker = path.with_name(f"{path.name}.tried")
+    if marker.exists():
+        return False
+    partial = marker.with_suffix(".partial")
+    partial.write_text(str(os.getpid()))
+    partial.rename(marker)
+    return True
+
+
+def run_all(names: list[str], folder: Path, **settings: object) -> list[Extraction]:
+    with Decoders(config_for(folder, **settings), 2, act) as decoders:
+        return list(decoders.map(folder / name for name in names))
+
+
+def test_a_crash_costs_exactly_its_video(tmp_path: Path) -> None:
+    names = ["ok-1", "abort-1", "ok-2", "memory-1", "bug-1", "once-1", *[f"ok-{k}" for k in range(3, 9)]]
+    results = run_all(names, tmp_path)
+    assert [result.outcome for result in results] == [
+        Outcome.OK,
+        Outcome.CRASHED,
+        Outcome.OK,
+        Outcome.OUT_OF_MEMORY,
+        Outcome.CRASHED,
+        Outcome.OK,
+        *[Outcome.OK] * 6,
+    ]
+    assert results[1].detail == "signal 6 (SIGABRT); then signal 6 (SIGABRT)"
+    assert results[3].detail == "(operations.video_memory_mb=600)"
+    assert results[4].detail == "ZeroDivisionError: a bug; then ZeroDivisionError: a bug"
+    told = [result.detail.split() for result in results if result.outcome is Outcome.OK]
+    assert [name for name, _, _ in told] == [name for name in names if name.partition("-")[0] in ("ok", "once")]
+    assert {tensorflow for _, _, tensorflow in told} == {"False"}
+
+
+def test_a_second_try_has_a_process_to_itself(tmp_path: Path) -> None:
+    """Also where another one that has worked before is free: what earlier videos left in it is not to blame."""
+    with Decoders(config_for(tmp_path), 2, act) as decoders:
+        assert len(list(decoders.map(tmp_path / f"ok-{k}" for k in range(12)))) == 12
+        [result] = decoders.map([tmp_path / "once-1"])
+    assert result.detail == "once-1 0 False"
+
+
+def test_a_signal_costs_one_more_try(tmp_path: Path) -> None:
+    """In the midst of decoding, and of answering."""
+    names = ["answer-1", "wait-1", "wait-2", "wait-3", "ok-1", "ok-2"]
+    numbers = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]
+    with Decoders(config_for(tmp_path), 2, act) as decoders:
+        results = list(decoders.map(sending(dict(zip(names, numbers, strict=False)), names, tmp_path)))
+    assert [result.detail.split()[0] for result in results] == names
+
+
+@pytest.mark.parametrize("name", ["wait-1", "answer-1"])
+def test_a_process_that_stands_still_costs_one_more_try(tmp_path: Path, name: str) -> None:
+    """Stopped in mid-answer, too: a parent that waited for the rest of it would wait for ever."""
+    names = [name, "ok-1", "ok-2"]
+    with Decoders(config_for(tmp_path, operations__video_timeout_seconds=1.5), 2, act) as decoders:
+        results = list(decoders.map(sending({name: signal.SIGSTOP}, names, tmp_path)))
+    assert [result.detail.split()[0] for result in results] == names
+
+
+def sending(numbers: Mapping[str, signal.Signals], names: Sequence[str], folder: Path) -> Iterator[Path]:
+    """The paths of these names; to a process that works on some of them a signal is sent when it stands still.
+
+    That is done while the pool waits for the next path: of the first name nobody reads the answer meanwhile.
+    """
+    for name in names:
+        yield folder / name
+        if name in numbers:
+            marker = folder / f"{name}.tried"
+            stands_still(marker)
+            os.kill(int(marker.read_text()), numbers[name])
+
+
+def stands_still(marker: Path) -> None:
+    """Until the process of the marker sleeps, is stopped, or has ended."""
+    deadline = time.monotonic() + PATIENCE
+    while not marker.exists() or state(int(marker.read_text())) not in "STZX":
+        assert time.monotonic() < deadline, f"{marker}: expected a process that stands still"
+        time.sleep(0.01)
+
+
+def state(pid: int) -> str:
+    """One letter, as ps tells it; X: gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "X"
+
+
+def test_a_hang_is_a_timeout_after_two_tries(tmp_path: Path) -> None:
+    """A hang without work looks like a process that was stopped, or got no CPU."""
+    results = run_all(["hang-1", "ok-1", "ok-2"], tmp_path, operations__video_timeout_seconds=0.5)
+    assert [result.outcome for result in results] == [Outcome.TIMEOUT, Outcome.OK, Outcome.OK]
+    assert results[0].detail == "not done after 0.5 s; then not done after 0.5 s"
+
+
+def test_work_without_end_is_a_timeout_at_once(tmp_path: Path) -> None:
+    results = run_all(["spin-1", "ok-1"], tmp_path, operations__video_timeout_seconds=3)
+    assert [result.outcome for result in results] == [Outcome.TIMEOUT, Outcome.OK]
+    assert results[0].detail == "not done after 3 s"
+    assert len(list(tmp_path.glob("*.spins"))) == 1
+
+
+def test_a_video_s_time_grows_with_its_size(tmp_path: Path) -> None:
+    for name, size in (("clip", 0), ("film", 2_000_000_000)):
+        with (tmp_path / name).open("wb") as file:
+            file.truncate(size)
+    assert allowed_seconds(tmp_path / "missing", 3600) == BASE_SECONDS
+    assert allowed_seconds(tmp_path / "clip", 3600) == BASE_SECONDS
+    assert allowed_seconds(tmp_path / "film", 3600) == 3600
+    assert allowed_seconds(tmp_path / "clip", 0.5) == 0.5
+    (tmp_path / "short").write_bytes(bytes(40_000))
+    assert allowed_seconds(tmp_path / "short", 3600) == pytest.approx(BASE_SECONDS + 4)
+
+
+def test_cpu_seconds_of_a_process_that_works() -> None:
+    begin = cpu_seconds(os.getpid())
+    used = time.process_time() + 0.1
+    while time.process_time() < used:
+        pass
+    end = cpu_seconds(os.getpid())
+    assert begin is not None
+    assert end is not None
+    assert end - begin >= 0.08
+    assert cpu_seconds(2**31 - 1) is None
+
+
+def test_an_error_that_is_not_the_videos_ends_the_map(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="weights: expected others"):
+        run_all(["settings-1"], tmp_path)
+
+
+def test_a_process_that_cannot_start_is_told(tmp_path: Path) -> None:
+    """Every video would be a crash otherwise, and the shard a loss without a reason."""
+    with (
+        pytest.raises(WaitError, match=r"signal 6 \(SIGABRT\) before it was ready: expected it to start"),
+        Decoders(config_for(tmp_path), 1, EndsAtItsStart(os.abort)) as decoders,
+    ):
+        list(decoders.map([tmp_path / "ok-1"]))
+
+
+def test_a_process_that_is_killed_at_its_start_is_started_again(tmp_path: Path) -> None:
+    with Decoders(config_for(tmp_path), 1, EndsAtItsStart(abort_once, tmp_path / "start")) as decoders:
+        results = list(decoders.map(tmp_path / f"ok-{k}" for k in range(3)))
+    assert [result.detail.split()[0] for result in results] == ["ok-0", "ok-1", "ok-2"]
+
+
+def abort_once(path: Path) -> Callable[[Path, Config], Extraction]:
+    if first_time(path):
+        os.abort()
+    return act
+
+
+class EndsAtItsStart:
+    """Pickles here and is made again there by a function that may end the process before it is ready."""
+
+    def __init__(self, function: Callable[..., object], *arguments: object) -> None:
+        self._made = function, arguments
+
+    def __call__(self, path: Path, config: Config) -> Extraction:
+        raise NotImplementedError
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        return self._made
+
+
+def test_too_little_memory_is_a_setting(tmp_path: Path) -> None:
+    config = config_for(tmp_path, operations__video_memory_mb=128)
+    with (
+        pytest.raises(ConfigError, match=r"operations\.video_memory_mb=128: expected at least \d+"),
+        Decoders(config, 1, act) as decoders,
+    ):
+        list(decoders.map([tmp_path / "ok-1"]))
+
+
+def test_decoders_die_with_their_parent(tmp_path: Path) -> None:
+    """SIGKILL leaves the parent no chance to tidy up."""
+    code = f"""
+from pathlib import Path
+from deepfake_detector.stages.decoders import Decoders
+from tests.integration.test_decoders import act
+from tests.integration.test_preprocess import config_for
+if __name__ == "__main__":
+    with Decoders(config_for("x"), 2, act) as decoders:
+        results = decoders.map(Path("{tmp_path}") / name for name in ("ok-1", "hang-2", "hang-3"))
+        next(results)
+        print(*decoders.pids, flush=True)
+        next(results)
+"""
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    path = os.pathsep.join(filter(None, (str(REPOSITORY), os.environ.get("PYTHONPATH"))))
+    parent = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": path}, text=True
+    )
+    assert parent.stdout is not None
+    pids = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(pids) == 2
+    parent.kill()
+    parent.wait()
+    deadline = time.monotonic() + PATIENCE
+    while any(state(pid) not in "ZX" for pid in pids):
+        assert time.monotonic() < deadline, f"decoding processes {pids} outlive their parent"
+        time.sleep(0.05)
