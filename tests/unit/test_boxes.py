@@ -159,6 +159,39 @@ def test_later_frames_do_not_change_a_box_beyond_the_lookahead(
         assert tracker.box(tracker.tracks[identity], k, smoothing) == box
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(detections, min_size=1, max_size=30), st.sampled_from([1, 3, 5, 9]), st.floats(0.03, 2.0))
+def test_later_frames_do_not_change_a_settled_box(frames: list[list[Detection]], smoothing: int, step: float) -> None:
+    """A track that begins later has no box there either."""
+    tracker = Tracker()
+    early: dict[int, list[Box]] = {}
+    for k, found in enumerate(frames):
+        tracker.add(k * step, found)
+        for place in range(k + 1):
+            if tracker.settled(place, smoothing):
+                early.setdefault(place, boxes(tracker, place, smoothing))
+    for place, there in early.items():
+        assert boxes(tracker, place, smoothing) == there
+
+
+def boxes(tracker: Tracker, k: int, smoothing: int) -> list[Box]:
+    return [box for track in tracker.tracks if (box := tracker.box(track, k, smoothing)) is not None]
+
+
+@pytest.mark.parametrize(
+    ("frames", "settled"),
+    [
+        pytest.param([[face(0)]] * 10, 8, id="steady: all but the smoothing's half"),
+        pytest.param([[]] * 10, 8, id="nobody"),
+        pytest.param([[face(0)], [face(0)], *[[]] * 8], 0, id="out of sight, may come back"),
+        pytest.param([[face(0)], [face(0)], *[[]] * 10], 10, id="gone for good"),
+    ],
+)
+def test_what_is_settled_needs_not_be_kept(frames: list[list[Detection]], settled: int) -> None:
+    tracker = tracked(frames)
+    assert [tracker.settled(k, 5) for k in range(len(frames))].index(False) == settled
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(detections, min_size=1, max_size=20))
 def test_every_detection_is_in_exactly_one_track(frames: list[list[Detection]]) -> None:

@@ -119,6 +119,14 @@ class Tracker:
         left, top, right, bottom = (sum(side) / len(near) for side in zip(*near, strict=True))
         return left, top, right, bottom
 
+    def settled(self, k: int, smoothing_frames: int) -> bool:
+        """Whether no later detection can change a box at position `k`, so that its frame need not be kept.
+
+        Mostly so when the smoothing's half has been seen: `lookahead` is for a face that is out of sight.
+        """
+        half, seen = smoothing_frames // 2, len(self.times) - 1
+        return seen >= k + max(half, END_FILL_FRAMES) and all(track.last >= k + half for track in self._live)
+
     def filled(self, track: Track, k: int) -> Box | None:
         """The detection at `k`, or one interpolated linearly in time, or at the ends the nearest; else None."""
         if k in track.found:

@@ -41,6 +41,7 @@ BASE_SECONDS = 20.0
 BYTES_PER_SECOND = 10_000
 STALLED = 0.1  # a process that was on a CPU for less than this share of its time was stopped or starved
 WORKING_MB = 128  # for the frames of a small video
+CODE_MB = 20  # of the libraries, not resident before the first video; 8 to 12 were measured
 CHUNK = 8192  # bytes; one write to a pipe, which is there as a whole or not at all
 PR_SET_PDEATHSIG = 1
 KILLED = "signal 9 (SIGKILL)"
@@ -355,8 +356,8 @@ def _die_with(parent: int) -> None:
 def _limit_memory(megabytes: int) -> None:
     """Cap what the process may write to, so that a hostile video meets MemoryError and not the pod's OOM killer.
 
-    Counted from here on, when the libraries are loaded: to `megabytes` of resident memory there is as much left as is
-    not resident yet. RLIMIT_DATA counts what is private and writable (since Linux 4.7, getrlimit(2)), so, unlike the
+    Counted from here on, when the libraries are loaded: to `megabytes` of resident memory there is left what is not
+    resident yet. RLIMIT_DATA counts what is private and writable (since Linux 4.7, getrlimit(2)), so, unlike the
     address space of RLIMIT_AS, neither libraries nor address space that is only reserved. Raises ConfigError when less
     than WORKING_MB is left.
     """
@@ -365,9 +366,9 @@ def _limit_memory(megabytes: int) -> None:
     # proc_pid_statm(5): size, resident, shared, text, lib, data; in pages
     pages = [int(field) for field in Path("/proc/self/statm").read_text().split()]
     resident, data = (pages[field] * resource.getpagesize() for field in (1, 5))
-    least = resident // 2**20 + WORKING_MB
+    least = resident // 2**20 + CODE_MB + WORKING_MB
     if megabytes < least:
         raise ConfigError(f"operations.video_memory_mb={megabytes}: expected at least {least}")
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = data + megabytes * 2**20 - resident
+    limit = data + (megabytes - CODE_MB) * 2**20 - resident
     resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

@@ -1,7 +1,7 @@
 """One video to sequences of face crops: the same code for training and for prediction.
 
 Frames stream through: each is decoded, searched for faces and kept until no later detection can move its boxes
-(`boxes.lookahead`), then cropped and dropped. Memory is about ten frames, however many are sampled.
+(`Tracker.settled`), then cropped and dropped. Memory is three to eleven frames, however many are sampled.
 """
 
 from __future__ import annotations
@@ -105,7 +105,10 @@ class FaceCropper:
         self._waiting.append(picture)
         self.indices.append(picture.index)
         self.frames_with_face += bool(detections)
-        while len(self._waiting) > lookahead(self._faces.smoothing_frames):
+        smoothing = self._faces.smoothing_frames
+        while self._waiting and (
+            len(self._waiting) > lookahead(smoothing) or self._tracker.settled(self._cropped, smoothing)
+        ):
             self._crop_next()
 
     def finish(self) -> None:
