@@ -37,6 +37,10 @@ e2e: $(STAMP) ## The tests on the cluster of KUBECONFIG, 10 to 15 minutes (IMAGE
 chaos: $(STAMP) ## Faults at random against whole runs: nothing that comes out may differ (RUNS=5 SEED=a fresh one)
 	$(BIN)/python -m tests.chaos --runs $(or $(RUNS),5) $(call flag,seed,SEED)
 
+.PHONY: fuzz
+fuzz: $(STAMP) ## Broken video files through the decoding processes, 2,000 in 3 minutes ([FILES=2000 SEED=])
+	$(BIN)/python -m tests.fuzz --files $(or $(FILES),2000) $(call flag,seed,SEED)
+
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy, and the direction of dependencies
 	$(BIN)/ruff check .

@@ -119,6 +119,48 @@ def write_bomb(path: Path, side: int = 15_000) -> Path:
     return path
 
 
+def claim_samples(source: Path, target: Path, count: int) -> Path:
+    """An MP4 whose sample tables speak of `count` samples of one byte, all in one chunk (ISO/IEC 14496-12, 8.7)."""
+    data = bytearray(source.read_bytes())
+    for box, offset, values in (
+        (b"stsz", 4, (1, count)),  # sample_size, sample_count
+        (b"stts", 4, (1, count, 1)),  # entry_count, sample_count, sample_delta
+        (b"stsc", 4, (1, 1, count, 1)),  # entry_count, first_chunk, samples_per_chunk, sample_description_index
+    ):
+        struct.pack_into(f">{len(values)}I", data, data.index(box) + 4 + offset, *values)
+    target.write_bytes(data)
+    return target
+
+
+def repeat_first_sample(data: bytes, count: int) -> bytes:
+    """An MP4 of one keyframe that is shown `count` times, at 4 bytes each: all chunks begin at the same place.
+
+    data: an MP4 of one video stream whose moov box comes after the mdat box.
+    """
+    same, _, size = struct.unpack_from(">3I", data, data.index(b"stsz") + 8)
+    size = same or size
+    [first] = struct.unpack_from(">I", data, data.index(b"stco") + 12)
+    start, old = data.index(b"stts") - 4, data.index(b"stbl") - 4
+    end = old + struct.unpack_from(">I", data, old)[0]
+    tables = (
+        _box(b"stts", 1, count, 512)
+        + _box(b"stsc", 1, 1, 1, 1)
+        + _box(b"stsz", size, count)
+        + _box(b"stco", count, *[first] * count)
+    )
+    changed = bytearray(data[:start] + tables + data[end:])
+    changed = changed.replace(b"edts", b"free")  # the edit list shows the source's time only
+    for name in (b"stbl", b"minf", b"mdia", b"trak", b"moov"):
+        at = changed.index(name) - 4
+        struct.pack_into(">I", changed, at, struct.unpack_from(">I", changed, at)[0] + len(tables) - (end - start))
+    return bytes(changed)
+
+
+def _box(name: bytes, *values: int) -> bytes:
+    """A full box of 32-bit numbers, version and flags 0."""
+    return struct.pack(f">I4s{len(values) + 1}I", 12 + 4 * len(values), name, 0, *values)
+
+
 def truncate(source: Path, target: Path, share: float) -> Path:
     """The first `share` of a file."""
     data = source.read_bytes()

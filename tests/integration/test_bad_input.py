@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
-from deepfake_detector.core.config import override
+from deepfake_detector.core.config import Config, override
+from deepfake_detector.core.extraction import Extraction
 from deepfake_detector.core.outcomes import Outcome
 from deepfake_detector.core.recipes import resolve
+from deepfake_detector.stages.decoders import Decoders
 from deepfake_detector.stages.extract import extract
+from tests.fuzz.clips import Clip, clips, giants
+from tests.fuzz.run import observed, peak_file
 from tests.make_videos import (
-    has_encoder,
+    claim_samples,
+    repeat_first_sample,
     scene,
     talking_head,
     truncate,
@@ -44,8 +50,6 @@ def playlist(folder: Path) -> Path:
 
 
 def picture(folder: Path) -> Path:
-    import cv2
-
     cv2.imwrite(str(folder / "a.png"), scene((64, 64)))
     return folder / "a.png"
 
@@ -136,18 +140,12 @@ def test_rotated(tmp_path: Path) -> None:
     assert extract(write_rotated(tmp_path / "a.mp4", talking_head(8)), CONFIG).outcome is Outcome.OK
 
 
-@pytest.mark.parametrize(
-    ("codec", "name", "canonical"),
-    [("libx265", "a.mp4", "hevc"), ("libvpx-vp9", "a.webm", "vp9"), ("libsvtav1", "a.mkv", "av1")],
-)
-def test_other_codecs(tmp_path: Path, codec: str, name: str, canonical: str) -> None:
-    if not has_encoder(codec):
-        pytest.skip(f"this PyAV has no encoder {codec}")
-    options = {"x265-params": "log-level=none"} if codec == "libx265" else {}
-    path = write_video(tmp_path / name, talking_head(12), codec=codec, options=options)
-    extraction = extract(path, CONFIG)
-    assert (extraction.outcome, extraction.metadata["codec"]) == (Outcome.OK, canonical)
-    assert extraction.frames_detected == 8
+@pytest.mark.parametrize("clip", [clip for clip in clips() if "noise" not in clip.name], ids=lambda clip: clip.name)
+def test_every_codec_in_every_container(tmp_path: Path, clip: Clip) -> None:
+    (tmp_path / clip.name).write_bytes(clip.data)
+    extraction = extract(tmp_path / clip.name, CONFIG)
+    assert (extraction.outcome, extraction.metadata["codec"]) == (Outcome.OK, clip.name.partition(".")[0])
+    assert extraction.frames_with_face == extraction.frames_wanted
 
 
 @pytest.mark.parametrize("name", ["ünï cödé 视频.mp4", "with spaces  .mp4", "x:y.mp4", "-dash%20?.mp4", "no_suffix"])
@@ -175,3 +173,54 @@ def test_growth_in_mid_stream_is_refused(tmp_path: Path) -> None:
         Outcome.TOO_LARGE,
         "640 x 480 pixels: expected at most 100000",
     )
+
+
+@pytest.mark.parametrize("count", [2**31, 2**32 - 1])
+def test_a_claim_of_samples_that_are_not_there(tmp_path: Path, count: int) -> None:
+    whole = write_video(tmp_path / "whole.mp4", talking_head(8), codec="mpeg4")
+    extraction = extract(claim_samples(whole, tmp_path / "a.mp4", count), CONFIG)
+    assert extraction.outcome is Outcome.DECODE_ERROR
+
+
+def in_a_pool(paths: list[Path], **settings: object) -> list[Extraction]:
+    config: Config = override(CONFIG, {f"operations.{key}": value for key, value in settings.items()}, "test")
+    with Decoders(config, 1, observed) as decoders:
+        return list(decoders.map(paths))
+
+
+def test_twenty_million_samples_meet_the_cap_of_memory(tmp_path: Path) -> None:
+    """480 MB of index from 10 kB."""
+    whole = write_video(tmp_path / "whole.mp4", talking_head(8), codec="mpeg4")
+    claim_samples(whole, tmp_path / "a.mp4", 20_000_000)
+    hostile, honest = in_a_pool([tmp_path / "a.mp4", whole])
+    assert (hostile.outcome, honest.outcome) == (Outcome.DECODE_ERROR, Outcome.OK)  # FFmpeg goes on without an index
+    assert float(peak_file(tmp_path / "a.mp4").read_text()) <= 600
+
+
+def test_frames_too_large_for_the_memory(tmp_path: Path) -> None:
+    """8K passes limits.max_pixels, so what stops it is the cap."""
+    (tmp_path / "giant.mp4").write_bytes(giants()[0].data)
+    whole = write_video(tmp_path / "whole.mp4", talking_head(8))
+    hostile, honest = in_a_pool([tmp_path / "giant.mp4", whole], video_memory_mb=300)
+    assert (hostile.outcome, honest.outcome) == (Outcome.OUT_OF_MEMORY, Outcome.OK)
+    assert float(peak_file(tmp_path / "giant.mp4").read_text()) <= 300
+
+
+def test_4k_fits_into_the_memory(tmp_path: Path) -> None:
+    frames = [cv2.resize(frame, (3840, 2160), interpolation=cv2.INTER_LINEAR) for frame in talking_head(12)]
+    path = write_video(tmp_path / "a.mp4", frames, options={"preset": "ultrafast", "bf": "3"})
+    [extraction] = in_a_pool([path])
+    assert (extraction.outcome, extraction.frames_detected) == (Outcome.OK, 8)
+    assert float(peak_file(path).read_text()) <= 450
+
+
+def test_one_frame_shown_for_ever_is_out_of_time(tmp_path: Path) -> None:
+    """Minutes of work from 100 kB."""
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)
+    short = write_video(tmp_path / "short.mp4", [noise], options={"crf": "40"})
+    path = tmp_path / "a.mp4"
+    path.write_bytes(repeat_first_sample(short.read_bytes(), 20_000))
+    assert path.stat().st_size < 200_000
+    hostile, honest = in_a_pool([path, short], video_timeout_seconds=3)
+    assert (hostile.outcome, hostile.detail) == (Outcome.TIMEOUT, "not done after 3 s")
+    assert honest.outcome is Outcome.NO_FACE
