@@ -28,6 +28,7 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "mpeg4": ("mpeg4", {"bf": "2"}),
 }
 CONTAINERS = ("mp4", "faststart.mp4", "fragmented.mp4", "mkv", "webm", "avi")
+STREAMS = ("h264.ts", "h264.flv", "h264.h264", "hevc.ts", "hevc.hevc", "vp9.ivf", "av1.ivf", "av1.obu", "mpeg4.m4v")
 MOVFLAGS = {"faststart.mp4": "faststart", "fragmented.mp4": "frag_keyframe+empty_moov"}
 NEVER = {("h264", "webm"), ("hevc", "webm"), ("mpeg4", "webm"), ("hevc", "avi")}  # FFmpeg's muxers refuse these
 
@@ -71,6 +72,8 @@ def _write(folder: Path) -> Iterator[Path]:
             if (codec, container) not in NEVER:
                 yield _encode(folder / f"{codec}.{container}", faces(), codec, MOVFLAGS.get(container, ""))
         yield _encode(folder / f"{codec}.noise.mp4", noise, codec)
+    for name in STREAMS:  # what else of video.FORMATS is met, with less of a structure
+        yield _encode(folder / name, faces(), name.partition(".")[0])
     yield write_rotated(folder / "h264.rotated.mp4", faces(4))
     yield _with_sound(folder / "mpeg4.sound.mkv")
 

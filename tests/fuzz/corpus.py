@@ -43,7 +43,7 @@ def make(seed: int, index: int) -> Case:
         suffix = random.choice([other for other in SUFFIXES if other != suffix])
     names = [kind] if kind in MUTATIONS else []
     if kind == GIANT and random.random() < ENDLESS:
-        return Case(index, kind, source.name, suffix, repeat_first_sample(data, random.randint(1000, 10_000)))
+        return Case(index, kind, source.name, suffix, repeat_first_sample(data, random.randint(1000, 6000)))
     if kind == HONEST or (kind == GIANT and random.random() < 0.5):
         return Case(index, kind, source.name, suffix, data)
     if kind == GIANT:

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from tests.fuzz.clips import CONTAINERS, ENCODERS, NEVER, Clip, clips
+from tests.fuzz.clips import CONTAINERS, ENCODERS, NEVER, STREAMS, Clip, clips
 from tests.fuzz.corpus import HONEST, KINDS, WRONG_NAME, make
 from tests.fuzz.elements import elements
 from tests.fuzz.fields import COUNTS, SIZES, TIMES, Field, Place, fields
@@ -25,7 +25,7 @@ def test_clips_are_the_same_every_time() -> None:
 
 def test_every_codec_is_in_every_container_that_takes_it() -> None:
     pairs = {(codec, container) for codec in ENCODERS for container in CONTAINERS} - NEVER
-    assert {f"{codec}.{container}" for codec, container in pairs} <= set(NAMES)
+    assert {f"{codec}.{container}" for codec, container in pairs} | {*STREAMS} <= set(NAMES)
     assert max(len(clip.data) for clip in clips()) < 30_000
 
 
@@ -81,8 +81,8 @@ def test_a_mutation_changes_every_clip_and_is_reproducible(name: str) -> None:
         made = [mutate(source.data, Random(f"{source.name}/{k}"), other) for k in range(10)]
         assert made == [mutate(source.data, Random(f"{source.name}/{k}"), other) for k in range(10)]
         assert all(len(data) < 3 * (len(source.data) + len(other)) for data in made)
-        changed = {data for data in made if data != source.data}
-        assert len(changed) >= 2, source.name
+        if source.name not in STREAMS:
+            assert len({data for data in made if data != source.data}) >= 2, source.name
 
 
 @pytest.mark.parametrize("name", MUTATIONS)

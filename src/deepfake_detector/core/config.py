@@ -144,7 +144,7 @@ class Operations(Section):
     video_timeout_seconds: float = Field(
         3600,
         gt=0,
-        description="most for one video, however large; a small one gets 20 s and 1 s per 10 kB",
+        description="most for one video, however large; a small one gets 10 s and 1 s per 10 kB",
     )
     video_memory_mb: int = Field(
         600, ge=1, description="resident memory of one decoding process; 1080p takes 160, 4K 410, 8K 530 to 900"

@@ -37,7 +37,7 @@ STARTUP_SECONDS = 120.0
 # A video's time grows with its file, so that a small hostile one is stopped soon and a long film is not. DFDC's clips
 # hold 2 MB for a second of CPU; the worst of honest ones, a still picture of 1080p with a keyframe every 24 s, 34 kB in
 # VP9, 40 kB in HEVC, 98 kB in H.264.
-BASE_SECONDS = 20.0
+BASE_SECONDS = 10.0
 BYTES_PER_SECOND = 10_000
 STALLED = 0.1  # a process that was on a CPU for less than this share of its time was stopped or starved
 WORKING_MB = 128  # for the frames of a small video
