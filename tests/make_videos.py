@@ -119,6 +119,18 @@ def write_bomb(path: Path, side: int = 15_000) -> Path:
     return path
 
 
+def shift_ivf_times(path: Path, by: int) -> Path:
+    """Add to the 64-bit time of every frame of an IVF file; its header has 32 bytes, a frame's 4 of size before it."""
+    data = bytearray(path.read_bytes())
+    at = 32
+    while at < len(data):
+        size, time = struct.unpack_from("<IQ", data, at)
+        struct.pack_into("<Q", data, at + 4, time + by)
+        at += 12 + size
+    path.write_bytes(data)
+    return path
+
+
 def claim_samples(source: Path, target: Path, count: int) -> Path:
     """An MP4 whose sample tables speak of `count` samples of one byte, all in one chunk (ISO/IEC 14496-12, 8.7)."""
     data = bytearray(source.read_bytes())

@@ -21,6 +21,7 @@ from tests.make_videos import (
     claim_samples,
     repeat_first_sample,
     scene,
+    shift_ivf_times,
     talking_head,
     truncate,
     write_audio,
@@ -134,6 +135,17 @@ def test_variable_rate(tmp_path: Path) -> None:
     sequence = extraction.sequences[0]
     for index, time in zip(sequence.frame_indices, sequence.timestamps, strict=True):
         assert time == pytest.approx(times[index], abs=1e-3)
+
+
+@pytest.mark.parametrize("frames", [1, 12])
+@pytest.mark.parametrize("by", [2**32, 2**56], ids=["unix time", "beyond a float's precision"])
+def test_times_far_from_zero(tmp_path: Path, by: int, frames: int) -> None:
+    """Those that cannot be told apart are as good as none: frames are counted then."""
+    path = write_video(tmp_path / "a.ivf", talking_head(frames), codec="libvpx-vp9", options={"deadline": "realtime"})
+    extraction = extract(shift_ivf_times(path, by), CONFIG)
+    assert (extraction.outcome, extraction.frame_count) == (Outcome.OK, frames)
+    assert extraction.frames_with_face == min(frames, 8)
+    assert extraction.metadata["fps"] == pytest.approx(25, rel=0.01)
 
 
 def test_rotated(tmp_path: Path) -> None:

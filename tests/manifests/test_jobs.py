@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from deepfake_detector.core.capacity import quantity
+from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import EXIT_PERMANENT, EXIT_TERMINATED, EXIT_UNAVAILABLE
 from deepfake_detector.core.jobspec import CONTAINER
 from tests.manifests.golden_files import OVERLAYS, STAGES, Manifest, of_kind, the
@@ -53,6 +55,15 @@ def test_nothing_stays_for_ever(job: Manifest, stage: str) -> None:
     assert job["spec"]["activeDeadlineSeconds"] == deadlines[stage]
     assert job["spec"]["ttlSecondsAfterFinished"] == 7 * DAY
     assert job["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] <= 15  # a spot node's notice on GKE
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_hostile_videos_do_not_take_the_pod(overlay: str) -> None:
+    """Each decoding process, of which there is one per CPU, may come to its cap at the same time."""
+    [container] = the(overlay, "Job", "preprocess")["spec"]["template"]["spec"]["containers"]
+    limits = container["resources"]["limits"]
+    decoders = int(quantity(limits["cpu"])) * Config().operations.video_memory_mb
+    assert quantity(limits["memory"]) >= (decoders + 1024) * 2**20  # and the parent, with what it stages
 
 
 @each_job

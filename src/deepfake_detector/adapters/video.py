@@ -8,9 +8,11 @@ more (the loop filter, BIDIR) would not. Seeking is slower than this in clips wi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -66,23 +68,16 @@ class Video:
             packets, broken = _read_packets(container, stream)
             if not packets:
                 raise VideoError(Outcome.DECODE_ERROR, f"no packet of the video stream could be read {broken}".strip())
-            base = stream.time_base
-            rate = float(stream.average_rate or stream.guessed_rate or 0)
+            rate = float(stream.average_rate or stream.guessed_rate or 0) or DEFAULT_FPS
             # AVI stores no presentation times: those that FFmpeg makes up are wrong where frames are reordered.
-            self._by_count = container.format.name == "avi" or any(pts is None for pts, _ in packets)
+            told = container.format.name != "avi" and all(pts is not None for pts, _ in packets)
+            durations = {pts: duration for pts, duration in packets if pts is not None} if told else {}
+            self._pts, self.times, self.end = _timeline(durations, stream.time_base, rate)
+            self._by_count = not self._pts
             if self._by_count:
-                self.fps = rate or DEFAULT_FPS
-                self.times = [k / self.fps for k in range(len(packets))]
-                self.end = len(packets) / self.fps
-                self._pts: list[int] = []
-            else:
-                durations = {pts: duration for pts, duration in packets if pts is not None}
-                self._pts = sorted(durations)
-                self.times = [float(pts * base) for pts in self._pts]
-                gap = median(b - a for a, b in zip(self.times, self.times[1:], strict=False)) if self._pts[1:] else 0
-                last = float((durations[self._pts[-1]] or 0) * base)
-                self.end = self.times[-1] + (last or gap or 1 / (rate or DEFAULT_FPS))
-                self.fps = len(self._pts) / (self.end - self.times[0])
+                self.times = [k / rate for k in range(len(packets))]
+                self.end = len(packets) / rate
+            self.fps = rate if self._by_count else len(self._pts) / (self.end - self.times[0])
             self.truncated = self._truncation(container, stream, broken)
 
     @property
@@ -220,6 +215,22 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[tuple[int | None, i
     except (av.FFmpegError, ValueError) as error:
         return packets, f"({_reason(error)})"
     return packets, ""
+
+
+def _timeline(durations: Mapping[int, int | None], base: Fraction, rate: float) -> tuple[list[int], list[float], float]:
+    """Presentation times in units of `base`, in seconds, and when the last frame ends, from time -> duration.
+
+    All empty where the times are of no use: far from zero (2^53 frames) a float does not tell them apart.
+    """
+    pts = sorted(durations)
+    times = [float(time * base) for time in pts]
+    if not times:
+        return [], [], 0.0
+    gap = median(b - a for a, b in pairwise(times)) if times[1:] else 0.0
+    last = float((durations[pts[-1]] or 0) * base)
+    end = times[-1] + (last or gap or 1 / rate)
+    ascend = all(a < b for a, b in pairwise([*times, end]))
+    return (pts, times, end) if ascend else ([], [], 0.0)
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

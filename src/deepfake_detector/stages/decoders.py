@@ -6,46 +6,35 @@ a shared queue could not. Nothing here imports TensorFlow, nor does a decoding p
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import multiprocessing
 import os
-import pickle
-import resource
 import signal
-import sys
 import time
-import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from deepfake_detector.adapters.kernel import cpu_seconds
 from deepfake_detector.adapters.machine import MemoryUse, describe_oom, memory_use
 from deepfake_detector.core.config import Config
-from deepfake_detector.core.errors import ConfigError, DetectorError, MemoryLimitError, WaitError
+from deepfake_detector.core.errors import DetectorError, MemoryLimitError, WaitError
 from deepfake_detector.core.extraction import Extraction
 from deepfake_detector.core.outcomes import Outcome
-
-Extract = Callable[[Path, Config], Extraction]
+from deepfake_detector.stages.decoding import NOT_YET, Extract, receive, serve
 
 AHEAD = 4  # results kept per slot while a slow video holds up the order: bounds memory and scratch space
 STARTUP_SECONDS = 120.0
 # A video's time grows with its file, so that a small hostile one is stopped soon and a long film is not. DFDC's clips
 # hold 2 MB for a second of CPU; the worst of honest ones, a still picture of 1080p with a keyframe every 24 s, 34 kB in
-# VP9, 40 kB in HEVC, 98 kB in H.264.
+# VP9, 40 kB in HEVC, 98 kB in H.264. Two tries of a file of up to 40 kB are over within 30 s.
 BASE_SECONDS = 10.0
 BYTES_PER_SECOND = 10_000
 STALLED = 0.1  # a process that was on a CPU for less than this share of its time was stopped or starved
-WORKING_MB = 128  # for the frames of a small video
-CODE_MB = 20  # of the libraries, not resident before the first video; 8 to 12 were measured
-CHUNK = 8192  # bytes; one write to a pipe, which is there as a whole or not at all
-PR_SET_PDEATHSIG = 1
 KILLED = "signal 9 (SIGKILL)"
-NOT_YET = object()
 
 log = logging.getLogger(__name__)
 
@@ -207,19 +196,10 @@ class _Slot:
         self.since = time.monotonic()
         self._used = (cpu_seconds(self.pid) if self.pid else None) or 0.0
 
-    def receive(self) -> Any:
-        """The next message of the process, or NOT_YET. Never waits for the rest of one: the process may be stopped.
-
-        Raises EOFError, OSError.
-        """
+    def receive(self) -> object:
+        """The next message of the process, or NOT_YET. Raises EOFError, OSError."""
         assert self.connection is not None
-        while self.connection.poll():
-            chunk = self.connection.recv_bytes()
-            if not chunk:
-                message, self._received = bytes(self._received), bytearray()
-                return pickle.loads(message)
-            self._received += chunk
-        return NOT_YET
+        return receive(self.connection, self._received)
 
     def stop(self) -> str:
         """End the process at once; how it ended, in words."""
@@ -246,7 +226,7 @@ class _Slot:
         context = multiprocessing.get_context("spawn")  # a fork would carry the parent's threads and locks
         self.connection, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, os.getpid(), self._config, self._extract), daemon=True, name="decoder"
+            target=serve, args=(theirs, os.getpid(), self._config, self._extract), daemon=True, name="decoder"
         )
         self._process.start()
         theirs.close()
@@ -301,74 +281,3 @@ def _receive(slot: _Slot) -> Extraction | _Lost | None:
     if message.outcome is Outcome.OUT_OF_MEMORY:
         slot.stop()  # what a library left behind at the limit is not to be built on
     return message
-
-
-def _serve(connection: Connection, parent: int, config: Config, extract: Extract | None) -> None:
-    """A decoding process: None once ready, then an Extraction for each path, until the pipe closes."""
-    _die_with(parent)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group: the parent decides
-    try:
-        from deepfake_detector.stages import extract as stage
-
-        work = extract or stage.extract
-        stage.warm_up(config)
-        _limit_memory(config.operations.video_memory_mb)
-    except DetectorError as error:
-        _send(connection, error)
-        return
-    _send(connection, None)
-    while True:
-        try:
-            path = connection.recv()
-        except EOFError:
-            return
-        try:
-            answer: Extraction | DetectorError | str = work(path, config)
-        except MemoryError:
-            answer = Extraction(outcome=Outcome.OUT_OF_MEMORY)
-        except DetectorError as error:
-            answer = error
-        except Exception as error:
-            traceback.print_exc()
-            answer = f"{type(error).__name__}: {error}"
-        if isinstance(answer, Extraction) and answer.outcome is Outcome.OUT_OF_MEMORY:
-            limit = f"operations.video_memory_mb={config.operations.video_memory_mb}"
-            answer = replace(answer, detail=f"{answer.detail} ({limit})".strip())
-        _send(connection, answer)
-
-
-def _send(connection: Connection, message: object) -> None:
-    """In pieces, of which an empty one is the end: see `_Slot.receive`."""
-    data = pickle.dumps(message)
-    for start in range(0, len(data), CHUNK):
-        connection.send_bytes(data[start : start + CHUNK])
-    connection.send_bytes(b"")
-
-
-def _die_with(parent: int) -> None:
-    """Be killed when the parent is, even by SIGKILL (Linux; elsewhere the closed pipe ends an idle process)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def _limit_memory(megabytes: int) -> None:
-    """Cap what the process may write to, so that a hostile video meets MemoryError and not the pod's OOM killer.
-
-    Counted from here on, when the libraries are loaded: to `megabytes` of resident memory there is left what is not
-    resident yet. RLIMIT_DATA counts what is private and writable (since Linux 4.7, getrlimit(2)), so, unlike the
-    address space of RLIMIT_AS, neither libraries nor address space that is only reserved. Raises ConfigError when less
-    than WORKING_MB is left.
-    """
-    if sys.platform != "linux":  # macOS enforces no such limit
-        return
-    # proc_pid_statm(5): size, resident, shared, text, lib, data; in pages
-    pages = [int(field) for field in Path("/proc/self/statm").read_text().split()]
-    resident, data = (pages[field] * resource.getpagesize() for field in (1, 5))
-    least = resident // 2**20 + CODE_MB + WORKING_MB
-    if megabytes < least:
-        raise ConfigError(f"operations.video_memory_mb={megabytes}: expected at least {least}")
-    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = data + (megabytes - CODE_MB) * 2**20 - resident
-    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))

@@ -25,7 +25,8 @@ from deepfake_detector.core.extraction import Extraction
 from deepfake_detector.core.markers import RecordFile, ShardReport, decode
 from deepfake_detector.core.outcomes import Outcome, PlannedVideo, VideoOutcome
 from deepfake_detector.core.sequences import RecordEntry
-from deepfake_detector.stages.decoders import Decoders, Extract
+from deepfake_detector.stages.decoders import Decoders
+from deepfake_detector.stages.decoding import Extract
 from deepfake_detector.stages.plan import committed_plan, load_plan
 from deepfake_detector.stages.summary import finish
 
