@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -56,6 +58,22 @@ def talking_head(count: int, size: tuple[int, int] = (320, 240), name: str = "as
     return [scene(size, [(name, 20 + step * k % 120, 20)]) for k in range(count)]
 
 
+@contextmanager
+def scheduled_as_before() -> Iterator[None]:
+    """Around an encoder: SVT-AV1, run by root, makes its caller a real-time process (EbThreads.c, SCHED_FIFO 99).
+
+    All that the tests then start inherits that, and nothing else on the machine gets a CPU.
+    """
+    if not hasattr(os, "sched_getscheduler"):  # Linux and some others have it
+        yield
+        return
+    policy, priority = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, priority)
+
+
 def write_video(
     path: Path,
     frames: Sequence[Image],
@@ -69,7 +87,7 @@ def write_video(
 ) -> Path:
     """Encode RGB frames; times: presentation times in seconds (to 1 ms) in place of a constant rate."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w", options=container_options or {}) as container:
+    with scheduled_as_before(), av.open(str(path), "w", options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=fps, options=options or {})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pixels

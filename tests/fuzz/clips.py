@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from deepfake_detector.adapters.quiet import silent_stderr
-from tests.make_videos import Image, talking_head, write_rotated, write_video
+from tests.make_videos import Image, scheduled_as_before, talking_head, write_rotated, write_video
 
 FRAME = (160, 120)
 GIANT = (7680, 4320)  # within limits.max_pixels, and more than the memory of a decoding process takes
@@ -89,7 +89,7 @@ def _grey(path: Path, codec: str) -> Path:
     grey = av.VideoFrame(*GIANT, "yuv420p")
     for plane in grey.planes:
         plane.update(b"\x80" * plane.buffer_size)
-    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
+    with scheduled_as_before(), av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream(encoder, rate=25, options=dict(options))
         stream.width, stream.height = GIANT
         stream.codec_context.thread_count = 1
