@@ -19,12 +19,12 @@ def process_started() -> float:
 
 
 def cpu_seconds(pid: int) -> float | None:
-    """Seconds of CPU that all threads of a process have used, to a tick of 10 ms (proc(5), stat's utime and stime).
+    """Seconds of CPU that a process's first thread has used, to a tick of 10 ms (proc(5), stat's utime and stime).
 
-    None when it is gone, or where there is no /proc.
+    Of the others OpenBLAS's spin for 0.1 s each before they sleep. None when it is gone, or where there is no /proc.
     """
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return None
