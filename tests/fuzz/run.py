@@ -32,7 +32,7 @@ MAKING = threading.Lock()  # the first file needs the clips, which are made once
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One file. seconds: from its hand-over to its outcome, with both tries; peak_mb: of the process that held it."""
+    """One file. seconds: both tries, without the start of their processes; peak_mb: of the process that held it."""
 
     index: int
     kind: str
@@ -89,7 +89,7 @@ class _Lane:
 
     def __init__(self, number: int, scratch: Path) -> None:
         self.number, self.case = number, None
-        self.losses: list[str] = []
+        self.losses: list[tuple[float, str]] = []  # when, how
         self._scratch = scratch
         self._pool: Decoders | None = None
         self._since = 0.0
@@ -137,13 +137,15 @@ class _Lane:
             yield path
 
     def _take(self, extraction: Extraction) -> tuple[Case, Result]:
-        case, seconds = self.case, time.monotonic() - self._since
+        case, now = self.case, time.monotonic()
         assert case is not None
         path = self._scratch / case.name
         told = peak_file(path)
         peak = float(told.read_text()) if told.exists() and not self.losses else self._peak
-        told.unlink(missing_ok=True)
-        path.unlink()
+        ends = [when for when, _ in self.losses] + [now]
+        seconds = sum(end - start for start, end in zip(started(path), ends, strict=False))
+        for file in (told, starts_file(path), path):
+            file.unlink(missing_ok=True)
         self.case = None
         result = Result(
             index=case.index,
@@ -153,15 +155,17 @@ class _Lane:
             detail=extraction.detail,
             seconds=seconds,
             peak_mb=peak,
-            lost=tuple(self.losses),
+            lost=tuple(how for _, how in self.losses),
         )
         return case, result
 
 
 def observed(path: Path, config: Config) -> Extraction:
-    """extract(), which leaves this file's own peak of memory beside the file (proc(5): 5 resets VmHWM)."""
+    """extract(), which leaves beside the file when it began, and its own peak of memory (proc(5): 5 resets VmHWM)."""
     from deepfake_detector.stages.extract import extract
 
+    with starts_file(path).open("a") as file:
+        file.write(f"{time.monotonic()}\n")
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     try:
@@ -172,6 +176,17 @@ def observed(path: Path, config: Config) -> Extraction:
 
 def peak_file(path: Path) -> Path:
     return path.with_name(f"{path.name}.peak")
+
+
+def starts_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.starts")
+
+
+def started(path: Path) -> list[float]:
+    """When each try began, by the clock that all processes share (clock_gettime(2), CLOCK_MONOTONIC)."""
+    with suppress(FileNotFoundError):
+        return [float(line) for line in starts_file(path).read_text().splitlines()]
+    return []
 
 
 def complaint(case: Case, extraction: Extraction, result: Result, config: Config) -> str:
@@ -228,7 +243,7 @@ def _losses(lanes: list[_Lane]) -> Iterator[None]:
         def emit(self, record: logging.LogRecord) -> None:
             for lane in lanes:
                 if lane.case is not None and record.args and record.args[0] == lane.case.name:  # type: ignore[index]
-                    lane.losses.append(str(record.args[1]))  # type: ignore[index]
+                    lane.losses.append((time.monotonic(), str(record.args[1])))  # type: ignore[index]
 
     log, handler = logging.getLogger(decoders.__name__), Handler()
     before = log.propagate

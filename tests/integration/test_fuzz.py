@@ -34,6 +34,7 @@ def test_every_broken_file_ends_in_an_outcome_within_its_budget(tmp_path: Path) 
     assert {Outcome.OK, Outcome.NO_FACE, Outcome.NOT_A_VIDEO, Outcome.DECODE_ERROR} <= outcomes
     giants = [result for result in findings.results.values() if result.kind == GIANT]
     assert max(result.peak_mb for result in giants) > 200  # they were decoded, and memory was measured
+    assert all(result.seconds > 0 for result in findings.results.values())
     assert list(tmp_path.iterdir()) == []
 
 
