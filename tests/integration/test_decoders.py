@@ -95,8 +95,11 @@ def test_a_second_try_has_a_process_to_itself(tmp_path: Path) -> None:
     assert result.detail == "once-1 0 False"
 
 
-def test_a_signal_costs_one_more_try(tmp_path: Path) -> None:
+def test_a_signal_costs_one_more_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the midst of decoding, and of answering."""
+    monkeypatch.setattr(
+        "deepfake_detector.stages.decoders.BASE_SECONDS", 300.0
+    )  # the signal comes when the machine has time for it
     names = ["answer-1", "wait-1", "wait-2", "wait-3", "ok-1", "ok-2"]
     numbers = [signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV]
     with Decoders(config_for(tmp_path), 2, act) as decoders:

@@ -106,10 +106,19 @@ class Training:
         if not victim.startswith("child"):
             supervisor.wait()
             self.start(index)
-        reached = self.newest_step()  # a checkpoint may have been committed since
+        ended = self.wait_for_end(before)
+        reached = self.newest_step()  # checkpoints that were on their way have been committed since
         self.wait_for_step(reached + 1)
-        ended = [attempt.ended for attempt in self.attempts() if attempt.ended and attempt.ended >= before]
-        return Kill(victim, index, step, noticed=ended[0] - before, recovered=time.time() - before)
+        return Kill(victim, index, step, noticed=ended - before, recovered=time.time() - before)
+
+    def wait_for_end(self, before: float) -> float:
+        """When the attempt was closed that was at work at that moment."""
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            if ended := [attempt.ended for attempt in self.attempts() if attempt.ended and attempt.ended >= before]:
+                return ended[0]
+            assert time.monotonic() < deadline, f"the attempt was not closed: {self.said()}"
+            time.sleep(0.05)
 
     def index_of(self, victim: str) -> int:
         """keeper: the supervisor that keeps the rendezvous; member: the other one."""
