@@ -101,7 +101,7 @@ class Child:
     def kill(self, reason: str = "") -> None:
         """SIGKILL to the whole group: TensorFlow may not exit on SIGTERM. reason: to be told as its end's."""
         if self.alive:
-            self._killed = reason
+            self._killed = self._killed or reason
             sigterm.kill_group(self.pid)
 
     async def wait(self) -> End:

@@ -189,8 +189,7 @@ class Keeper:
         """One supervisor's connection, from its registration to its end."""
         wire.keep_alive(writer)
         async with wire.beating(writer):
-            async with asyncio.timeout(wire.SILENCE_SECONDS):
-                worker = self._registration(await wire.receive(reader))
+            worker = await self._registered(reader)
             if worker is None or sigterm.asked():
                 writer.close()
                 return
@@ -219,6 +218,15 @@ class Keeper:
         except wire.Silent:
             return f"said nothing for {wire.SILENCE_SECONDS:g} s (frozen, or cut off)"
         return "is gone"
+
+    async def _registered(self, reader: asyncio.StreamReader) -> Worker | None:
+        """Who has come; None where nobody of this run has."""
+        try:
+            async with asyncio.timeout(wire.SILENCE_SECONDS):
+                return self._registration(await wire.receive(reader))
+        except TimeoutError:
+            log.warning("a connection was closed: silent for %g s, expected a registration", wire.SILENCE_SECONDS)
+            return None
 
     def _registration(self, message: wire.Message | None) -> Worker | None:
         match message:
