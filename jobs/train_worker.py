@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 EXIT_TERMINATED = 143  # as in core.errors; nothing is imported before SIGTERM is taken care of
 
@@ -78,10 +79,15 @@ def _train(environment: Mapping[str, str]) -> None:
     run_worker(run.uri, settlement.config, cluster, scratch, settlement.records_of(run).uri, timeline)
 
 
-if __name__ == "__main__":
-    obey_sigterm()
+def live() -> NoReturn:
+    """The life of this process, from its environment to its exit status."""
     status = main(standby() if os.environ.get("STANDBY") == "1" else dict(os.environ))
     sys.stdout.flush()
     sys.stderr.flush()
     # TensorFlow's teardown waits for peers that may be gone.
     os._exit(status)
+
+
+if __name__ == "__main__":
+    obey_sigterm()
+    live()

@@ -47,11 +47,20 @@ class World:
 
 @dataclass
 class Hit:
-    """A fault that was done, and when. step: seconds to the next step that was done; None: there was none."""
+    """A fault that was done, and when. step: seconds until training went on; None: it did not."""
 
     fault: Fault
     at: float
     step: float | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of training: when it was done, by which of the chief's lives."""
+
+    at: float
+    pid: int
+    number: int
 
 
 @dataclass
@@ -104,8 +113,8 @@ class Play:
         outcome = {} if problems else outcome_of(self._run, whole=self._scenario.whole)
         steps = self._done()
         for hit in self._hits:
-            hit.step = next((at - hit.at for at, _ in steps if at > hit.at), None)
-        first = steps[0][0] - begin if steps else None
+            hit.step = resumed(steps, hit.at)
+        first = steps[0].at - begin if steps else None
         attempts = len(list(self._run.list(layout.ATTEMPTS)))
         seconds = time.time() - begin
         return Result(self._scenario, outcome, self._hits, self._missed, attempts, launches, seconds, first, problems)
@@ -146,13 +155,14 @@ class Play:
         problems.append(f"ended with {status}: {self.said().strip().splitlines()[-1]}")
         return launch
 
-    def _done(self) -> list[tuple[float, int]]:
-        """When each step was done, in order of time."""
+    def _done(self) -> list[Step]:
+        """In order of time."""
         lines = [line.split() for line in self._steps.read_text().splitlines()]
-        return sorted((float(at), int(step)) for at, step in lines)
+        steps = [Step(float(at), int(pid), int(number)) for at, pid, number in lines]
+        return sorted(steps, key=lambda step: step.at)
 
     def _do(self, fault: Fault) -> None:
-        while fault.step and max((step for _, step in self._done()), default=0) < fault.step:
+        while fault.step and max((step.number for step in self._done()), default=0) < fault.step:
             if self._over.wait(0.02):
                 self._missed.append(fault)
                 return
@@ -222,6 +232,22 @@ class Play:
                 return []
             time.sleep(0.02)
         return left
+
+
+def resumed(steps: Sequence[Step], fault: float) -> float | None:
+    """Seconds from a fault until training goes on: to the first step of a later life, or of the same life the second.
+
+    One step may have been on its way when the fault came.
+    """
+    before = {step.pid for step in steps if step.at <= fault}
+    on_its_way = True
+    for step in steps:
+        if step.at <= fault:
+            continue
+        if step.pid not in before or not on_its_way:
+            return step.at - fault
+        on_its_way = False
+    return None
 
 
 def outcome_of(run: Storage, *, whole: bool) -> dict[str, Any]:

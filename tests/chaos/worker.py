@@ -1,9 +1,8 @@
-"""jobs.train_worker, whose chief notes the moment of each step in the file CHAOS_STEPS."""
+"""jobs.train_worker, whose chief notes the moment of each step, and its pid, in the file CHAOS_STEPS."""
 
 import os
-import sys
 
-from jobs.train_worker import main, obey_sigterm, standby
+from jobs.train_worker import live, obey_sigterm
 
 if __name__ == "__main__":
     obey_sigterm()
@@ -18,14 +17,10 @@ progress = Chief.progress
 
 def noted(self: Chief, state: TrainState, loss: float, steps: int, rate: float) -> None:
     with open(os.environ["CHAOS_STEPS"], "a") as file:
-        file.write(f"{time.time()} {state.step}\n")
+        file.write(f"{time.time()} {os.getpid()} {state.step}\n")
     progress(self, state, loss, steps, rate)
 
 
 if __name__ == "__main__":
     Chief.progress = noted  # type: ignore[method-assign]
-    environment = standby() if os.environ.get("STANDBY") == "1" else dict(os.environ)
-    status = main(environment)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    live()

@@ -367,8 +367,9 @@ async def _answer(writer: asyncio.StreamWriter, status: int) -> None:
 
 
 def _reset(connection: socket.socket) -> None:
-    """Closing it will send RST, not FIN."""
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    """Closing it will send RST, not FIN. Where its peer has reset it, asyncio has closed it already: fileno is -1."""
+    if connection.fileno() >= 0:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 @contextmanager

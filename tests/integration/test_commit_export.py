@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deepfake_detector.adapters.storage import Storage, crc32c_of, open_storage
+from deepfake_detector.adapters.storage import Storage, open_storage, stored_as
 from deepfake_detector.core import layout
-from deepfake_detector.core.markers import DetectorManifest, StoredFile, decode
+from deepfake_detector.core.markers import DetectorManifest, decode
 from deepfake_detector.stages.commit_export import commit_export
 
 NAMES = ("model/config.json", "model/saved_model.pb", "model/variables/variables.index", "report/metrics.json")
@@ -30,10 +30,7 @@ def make_export(folder: Path, who: str) -> DetectorManifest:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("weights" if "variables" in name else f"{name} of {who}")
     model = [folder / name for name in NAMES if name.startswith(layout.MODEL)]
-    files = [
-        StoredFile(name=path.relative_to(folder).as_posix(), size=path.stat().st_size, crc32c=crc32c_of(path))
-        for path in model
-    ]
+    files = [stored_as(path, path.relative_to(folder).as_posix()) for path in model]
     return DetectorManifest(
         settings={},
         fingerprint="0123456789abcdef",

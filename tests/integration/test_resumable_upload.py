@@ -14,7 +14,6 @@ import json
 import os
 import re
 import ssl
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -29,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from deepfake_detector.adapters import storage_gcs
 from deepfake_detector.adapters.storage_gcs import GcsStorage
 from deepfake_detector.core.errors import StorageError
+from tests.integration.gcs_server import serving
 
 CHUNK = storage_gcs._CHUNK
 BIG = os.urandom(3 * CHUNK + 12345)
@@ -137,14 +137,9 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
         with ThreadingHTTPServer(("127.0.0.1", 0), handler(uploads)) as server:
             server.socket = context.wrap_socket(server.socket, server_side=True)
             server.handle_error = lambda *_: None  # type: ignore[method-assign]  # the client's end of a break
-            thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-            thread.start()
             monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"https://127.0.0.1:{server.server_port}")
-            try:
+            with serving(server):
                 yield uploads
-            finally:
-                server.shutdown()
-                thread.join()
 
     return run
 

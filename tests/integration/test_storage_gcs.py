@@ -17,7 +17,7 @@ import pytest
 from deepfake_detector.adapters.storage import Entry
 from deepfake_detector.adapters.storage_gcs import GRACE_SECONDS, OUTAGE_SECONDS, GcsStorage
 from deepfake_detector.core.errors import ConfigError, CorruptError, NotFoundError, StorageError
-from tests.integration.gcs_server import GcsServer, free_port
+from tests.integration.gcs_server import GcsServer, free_port, serving
 
 Answer = tuple[int, dict[str, str], bytes]
 OK: Answer = (200, {"Content-Type": "application/json"}, b"{}")
@@ -46,14 +46,9 @@ def answering(answer: Callable[[str, str], Answer], monkeypatch: pytest.MonkeyPa
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{server.server_port}")
-        try:
+        with serving(server):
             yield requests
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 def operations(storage: GcsStorage, folder: Path) -> dict[str, Callable[[], object]]:

@@ -8,10 +8,15 @@ import time
 from pathlib import Path
 
 
+def _stat(process: str) -> list[str]:
+    """What /proc says of a process after its name, which may hold anything: field 3, its state, comes first."""
+    return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+
+
 def process_started() -> float:
     """Seconds since 1970 (UTC), to a tick of 10 ms; where there is no /proc, now (proc(5), field 22 of stat)."""
     try:
-        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        fields = _stat("self")
         since_boot = int(fields[19]) / os.sysconf("SC_CLK_TCK")
         return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
     except (OSError, AttributeError, ValueError, IndexError):
@@ -24,7 +29,7 @@ def cpu_seconds(pid: int) -> float | None:
     Of the others OpenBLAS's spin for 0.1 s each before they sleep. None when it is gone, or where there is no /proc.
     """
     try:
-        fields = Path(f"/proc/{pid}/task/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = _stat(f"{pid}/task/{pid}")
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
         return None
@@ -33,7 +38,7 @@ def cpu_seconds(pid: int) -> float | None:
 def is_stopped(pid: int) -> bool:
     """Whether SIGSTOP, or a terminal's, holds the process (proc(5), state T); False where there is no /proc."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+        return _stat(str(pid))[0] == "T"
     except (OSError, IndexError):
         return False
 

@@ -122,9 +122,14 @@ def commit_file(storage: Storage, path: Path, name: str) -> StoredFile:
     if not path.is_file():
         raise NotFoundError(f"{path}: expected a file to store as {storage.uri}/{name}")
     with os_errors(path):
-        stored = StoredFile(name=name, size=path.stat().st_size, crc32c=crc32c_of(path))
+        stored = stored_as(path, name)
     storage.upload(path, name)
     return stored
+
+
+def stored_as(path: Path, name: str) -> StoredFile:
+    """What a marker says of a local file that is stored under `name`. Raises OSError."""
+    return StoredFile(name=name, size=path.stat().st_size, crc32c=crc32c_of(path))
 
 
 def commit_bytes(storage: Storage, data: bytes, name: str) -> StoredFile:

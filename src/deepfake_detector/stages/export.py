@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from deepfake_detector.adapters.files import require_room
 from deepfake_detector.adapters.machine import code_version
-from deepfake_detector.adapters.storage import Storage, crc32c_of
+from deepfake_detector.adapters.storage import Storage, stored_as
 from deepfake_detector.core import layout
 from deepfake_detector.core.calibration import Calibration
 from deepfake_detector.core.config import Config, fingerprint, flat, require_same, stage_settings
 from deepfake_detector.core.errors import CorruptError, NotFoundError
-from deepfake_detector.core.markers import CheckpointMarker, DetectorManifest, StoredFile, TrainedMarker, decode
+from deepfake_detector.core.markers import CheckpointMarker, DetectorManifest, TrainedMarker, decode
 from deepfake_detector.stages.commit_export import commit_export
 from deepfake_detector.stages.evaluate import ScoredSplit, calibrate, evaluate, lost_videos, video_scores
 from deepfake_detector.stages.report import report_files
@@ -183,10 +183,7 @@ def _manifest(
     import tensorflow as tf
 
     paths = sorted(path for path in (folder / layout.MODEL).rglob("*") if path.is_file())
-    files = [
-        StoredFile(name=path.relative_to(folder).as_posix(), size=path.stat().st_size, crc32c=crc32c_of(path))
-        for path in paths
-    ]
+    files = [stored_as(path, path.relative_to(folder).as_posix()) for path in paths]
 
     return DetectorManifest(
         settings=settings,

@@ -171,10 +171,6 @@ class Rendezvous:
         return [index for index in range(self.size) if index not in self.present]
 
     @property
-    def patience(self) -> float:
-        return self._budget.seconds
-
-    @property
     def last_one(self) -> bool:
         """Whether there is no attempt after this one."""
         return self.used >= self.attempts
