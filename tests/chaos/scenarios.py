@@ -47,6 +47,11 @@ class Scenario:
     rate: float = 0.0
     faults: list[Fault] = field(default_factory=list)
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether the command may end without success, and be given again: where it was hit itself, or has no room."""
+        return self.family in ("launcher", "disk full")
+
 
 def draw(seed: int, number: int) -> Scenario:
     """Run `number` (from 0): families come in turn, in an order that the seed decides."""

@@ -90,6 +90,7 @@ class Play:
         self._launcher: subprocess.Popen[bytes] | None = None
         self._hits: list[Hit] = []
         self._missed: list[Fault] = []
+        self._trouble: list[str] = []  # faults that could not be done, and should
 
     def play(self) -> Result:
         begin = time.time()
@@ -109,6 +110,7 @@ class Play:
             self._launcher.kill()
             self._launcher.wait()
             self._empty()
+        problems += self._trouble
         problems += [f"left behind: {process}" for process in self._left_behind()]
         outcome = {} if problems else outcome_of(self._run, whole=self._scenario.whole)
         steps = self._done()
@@ -149,7 +151,7 @@ class Play:
                 return launch
             if status == EXIT_OK:
                 return launch
-            if status == EXIT_PERMANENT or launch == RELAUNCHES:
+            if status == EXIT_PERMANENT or launch == RELAUNCHES or not self._scenario.repeatable:
                 break
             self._launch()
         problems.append(f"ended with {status}: {self.said().strip().splitlines()[-1]}")
@@ -175,6 +177,8 @@ class Play:
                 self._over.wait(fault.seconds)
         except LookupError:
             self._missed.append(fault)
+        except Exception as error:
+            self._trouble.append(f"{fault}: {error!r}")
 
     @contextlib.contextmanager
     def _done_to(self, fault: Fault) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from deepfake_detector.core.errors import EXIT_RETRY, EXIT_UNAVAILABLE, PeerErro
 from deepfake_detector.core.waiting import Budget, InVain, in_vain
 from deepfake_detector.stages.runs import load_config
 from deepfake_detector.supervisor import keeper, member, terms
-from deepfake_detector.supervisor.attempts import EXPORTED, SILENT
+from deepfake_detector.supervisor.attempts import EXPORTED, SILENT, AttemptWorker, History
 from deepfake_detector.supervisor.member import Member
 from deepfake_detector.supervisor.office import Office
 from deepfake_detector.supervisor.place import Place
@@ -111,10 +112,11 @@ class CutOff(Member):
         return await super()._register(keeper)
 
 
-async def take_part(stage: Stage, members: list[CutOff]) -> list[str | BaseException | None]:
-    """Two supervisors in this process; how each of them ended."""
+@contextlib.asynccontextmanager
+async def cast_off(stage: Stage) -> AsyncIterator[list[CutOff]]:
+    """All supervisors, in this process."""
     config = load_config(stage.run)
-    offices = []
+    offices, members = [], []
     for index, text in enumerate(stage.peers.split(",")):
         budget = Budget(config.operations.rendezvous_seconds)
         peers = tuple(Peer("127.0.0.1", int(peer.rpartition(":")[2])) for peer in stage.peers.split(","))
@@ -122,15 +124,23 @@ async def take_part(stage: Stage, members: list[CutOff]) -> list[str | BaseExcep
         offices.append(Office(place, stage.run, config, budget))
         members.append(CutOff(place, stage.run, (*FAKE, "train"), offices[-1], budget))
     try:
-        return await asyncio.wait_for(asyncio.gather(*(m.run() for m in members), return_exceptions=True), PATIENCE)
+        yield members
     finally:
         await asyncio.gather(*(office.close() for office in offices))
+
+
+async def take_part(stage: Stage, heard: list[CutOff]) -> list[str | BaseException | None]:
+    """How each of two supervisors ended. heard: gets them, to be healed meanwhile."""
+    async with cast_off(stage) as members:
+        heard += members
+        return await asyncio.wait_for(asyncio.gather(*(m.run() for m in members), return_exceptions=True), PATIENCE)
 
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(member, "CONNECT_SECONDS", 0.1)
     monkeypatch.setattr(keeper, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(keeper, "HOLD_SECONDS", 0.05)
 
 
 @pytest.mark.usefixtures("short")
@@ -162,6 +172,57 @@ def test_a_cut_that_heals_is_got_over(stage: Stage) -> None:
 
     assert asyncio.run(both()) == [None, None]
     assert stage.reasons() == [COMPLETE]
+
+
+@pytest.mark.usefixtures("short")
+def test_a_spare_that_was_cut_off_is_called_back(tmp_path: Path) -> None:
+    """It begins a term of its own, where nobody would ever come to it: the others train."""
+
+    async def play(stage: Stage) -> None:
+        async with cast_off(stage) as members, asyncio.timeout(PATIENCE):
+            members[0].healed = members[1].healed = True
+            tasks = [asyncio.create_task(member.run()) for member in members[:2]]
+            first = await asyncio.to_thread(stage.cast)
+            tasks.append(asyncio.create_task(members[2].run()))
+            while await asyncio.to_thread(stage.keeper, 1) != 2:
+                pass  # one of the others has taken it back
+            members[2].healed = True
+            tasks[1].cancel()
+            second = await asyncio.to_thread(stage.cast)
+            assert [worker.index for worker in stage.attempt(2).workers] == [0, 2]
+            for child in first:
+                await asyncio.to_thread(child.wait_gone)
+            for child in reversed(second):
+                await asyncio.to_thread(child.order, 0, marker=True)
+            ends = await asyncio.gather(*tasks, return_exceptions=True)
+            assert [ends[0], type(ends[1]), ends[2]] == [None, asyncio.CancelledError, None]
+
+    with Stage(tmp_path, settings={"operations.spares": 1}) as stage:
+        asyncio.run(play(stage))
+
+
+def test_who_waits_in_vain_while_others_train_does_not_end_the_job(tmp_path: Path) -> None:
+    settings = {"operations.spares": 1, "operations.rendezvous_seconds": 0.5}
+    with Stage(tmp_path, settings=settings) as stage:
+        places = [AttemptWorker(index=index, rank=rank) for rank, index in enumerate((0, 2))]
+        History(stage.run).open(1, "train", places)
+        stage.start(1)
+        status, line = stage.end(1)
+        assert status == EXIT_RETRY
+        assert line.startswith("error: training goes on without this one: workers 0 (127.0.0.1:")
+
+
+def test_trouble_in_telling_of_a_child_ends_its_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise everybody would wait for ever for the end of a child that is long gone."""
+
+    @contextlib.asynccontextmanager
+    async def follow(_log: Path, _verbose: bool) -> AsyncIterator[None]:
+        yield
+        raise OSError("no room for its output")
+
+    monkeypatch.setattr(member, "follow", follow)
+    with Stage(tmp_path, workers=1) as stage, pytest.raises(OSError, match="no room for its output"):
+        supervise_alone(stage, stage.run, lambda: stage.cast()[0].kill())
 
 
 def test_a_keeper_that_accepts_but_never_answers_is_replaced(

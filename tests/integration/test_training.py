@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -21,7 +22,7 @@ from deepfake_detector.adapters.epochs import read_epochs
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, fingerprint, stage_settings
-from deepfake_detector.core.errors import EXIT_PERMANENT, EXIT_TERMINATED, ConfigError, DataError
+from deepfake_detector.core.errors import EXIT_PERMANENT, EXIT_RETRY, EXIT_TERMINATED, ConfigError, DataError
 from deepfake_detector.core.markers import INEXACT, RecordsSummary, ShardReport, TrainedMarker, decode
 from deepfake_detector.core.schedule import initial_state
 from deepfake_detector.core.topology import ALONE, Cluster
@@ -192,6 +193,23 @@ def test_a_killed_run_ends_with_the_same_bits(ended: dict[str, Ended], tmp_path:
     assert sum(map(layout.is_checkpoint_marker, kept)) == 3 + (best not in (28, 32, 36))
     assert layout.checkpoint_marker(best) in kept
     assert trained(broken).exact
+
+
+def test_a_lost_best_checkpoint_is_computed_again(ended: dict[str, Ended], tmp_path: Path) -> None:
+    """All others are whole, so that nothing was missed until the weights were asked for."""
+    whole, broken = ended["whole"].run, tmp_path / "broken"
+    shutil.copytree(whole, broken)
+    (broken / layout.TRAINED).unlink()
+    best = trained(whole).best_step
+    for path in (broken / layout.checkpoint(best)).glob("*.data*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    process = start(tmp_path / "all", "-c", ONE_AFTER_THE_OTHER, str(broken), str(broken))
+    status, errors = end(process)
+    assert status == 0, errors
+    assert re.findall(r"^STATUS (\d+)", errors, re.MULTILINE) == [str(EXIT_RETRY), "0"]
+    assert "the best checkpoint is lost, and computed again by another attempt: " in errors
+    assert trained(broken).weights_sha256 == trained(whole).weights_sha256
+    assert lasting(broken) == lasting(whole)
 
 
 def test_another_kind_of_cpu_ends_the_promise_of_equal_bits(ended: dict[str, Ended], tmp_path: Path) -> None:
@@ -404,6 +422,18 @@ def test_the_newest_whole_checkpoint_is_restored(storage: Storage, tmp_path: Pat
     assert model.get_weights()[0][0, 0] == 5
     with pytest.raises(ConfigError, match=r"train.seed=3: expected 0, with which .*/checkpoints/00000020.json"):
         checkpoints.newest(storage, tmp_path, stage_settings(tiny(train__seed=3), "train"))
+
+
+def test_damaged_later_checkpoints_cost_no_earlier_one(
+    storage: Storage, tmp_path: Path, tiny_model: tuple[Any, Any]
+) -> None:
+    """Those that training has not reached again take no place among the ones that are kept."""
+    saved(storage, tmp_path, tiny(), *tiny_model, [5, 10, 15, 20], best=5)
+    for step in (15, 20):
+        storage.write(layout.checkpoint_marker(step), b"{")
+    saved(storage, tmp_path, tiny(), *tiny_model, [11, 12, 13], best=5)
+    names = [entry.name for entry in storage.list(layout.CHECKPOINTS) if layout.is_checkpoint_marker(entry.name)]
+    assert names == [layout.checkpoint_marker(step) for step in (5, 12, 13, 15, 20)]
 
 
 def test_weights_sha256_sees_one_bit(tiny_model: tuple[Any, Any]) -> None:

@@ -6,8 +6,9 @@ import pytest
 
 from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import CorruptError, WaitError
+from deepfake_detector.core.errors import WaitError
 from deepfake_detector.supervisor.attempts import (
+    DAMAGED,
     KEEPER_GONE,
     POD_GONE,
     SHARD_DONE,
@@ -16,6 +17,7 @@ from deepfake_detector.supervisor.attempts import (
     AttemptWorker,
     History,
     Work,
+    under_way,
 )
 
 WORKERS = [AttemptWorker(index=0, rank=0, address="127.0.0.1:2223", pod="train-0")]
@@ -44,11 +46,45 @@ def test_two_keepers_cannot_open_the_same_attempt(tmp_path: Path) -> None:
         second.open(1, "train", WORKERS)
 
 
-def test_a_damaged_attempt_is_named(tmp_path: Path) -> None:
+def test_a_damaged_attempt_is_named_and_counts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One object that nobody needs any more must not end a run."""
     run = open_storage(str(tmp_path))
     run.write(layout.attempt(1), b"{")
-    with pytest.raises(CorruptError, match=r"logs/attempts/00001\.json"):
-        History(run)
+    history = History(run)
+    assert "logs/attempts/00001.json" in caplog.text
+    assert (history.last, history.used("train"), history.reason) == (1, 1, DAMAGED)
+    history.close("its end, much later")
+    assert not under_way(run, without=0)
+
+
+@pytest.mark.parametrize(
+    ("stage", "indexes", "reason", "expected"),
+    [
+        ("train", [0, 2], None, True),
+        ("train", [0, 1], None, False),
+        ("train", [0, 2], "over", False),
+        ("export", [0], None, False),
+    ],
+)
+def test_training_is_under_way_without_somebody(
+    tmp_path: Path, stage: Work, indexes: list[int], reason: str | None, expected: bool
+) -> None:
+    run = open_storage(str(tmp_path))
+    assert not under_way(run, without=1)
+    history = History(run)
+    history.open(1, stage, [AttemptWorker(index=index, rank=rank) for rank, index in enumerate(indexes)])
+    if reason:
+        history.close(reason)
+    assert under_way(run, without=1) == expected
+
+
+def test_attempts_out_of_memory_are_counted_from_the_latest(tmp_path: Path) -> None:
+    history = History(open_storage(str(tmp_path)))
+    oom = "worker 1 on a-node: OOMKilled: limit 512 MiB"
+    for number, reason in enumerate([oom, "worker 0: exit 1", oom, oom], 1):
+        history.open(number, "train", WORKERS)
+        history.close(reason)
+    assert history.out_of_memory == 2
 
 
 def test_each_shard_counts_its_own_attempts_since_its_last_success(tmp_path: Path) -> None:

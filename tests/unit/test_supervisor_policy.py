@@ -155,6 +155,15 @@ def test_memory_that_runs_out_again_and_again_is_not_tried_for_ever(reasons: lis
         assert actions == [Close(3, f"worker 1: {OOM}"), Finish(EXIT_PERMANENT, said)]
 
 
+def test_memory_that_ran_out_before_this_keeper_counts() -> None:
+    rendezvous = rendezvous_of(2, past=Past(last=5, used=5, out_of_memory=2))
+    for event in BOTH:
+        rendezvous.handle(event)
+    [_, finish] = rendezvous.handle(Ended(1, 6, -9, OOM))
+    assert isinstance(finish, Finish)
+    assert finish.status == EXIT_PERMANENT
+
+
 W2 = Worker(2, "10.0.0.3", 2222)
 
 

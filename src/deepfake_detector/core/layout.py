@@ -63,6 +63,11 @@ def checkpoint_marker(step: int) -> str:
     return f"{CHECKPOINTS}{step:08d}.json"
 
 
+def checkpoint_step(name: str) -> int:
+    """The step in a name of `checkpoint_marker`, or in one below `checkpoint`."""
+    return int(name.removeprefix(CHECKPOINTS)[:8])
+
+
 def is_checkpoint_marker(name: str) -> bool:
     return re.fullmatch(r"checkpoints/\d{8}\.json", name) is not None
 
@@ -85,6 +90,11 @@ def attempts(shard: int | None = None) -> str:
 def attempt(number: int, shard: int | None = None) -> str:
     """What one attempt was and why it ended: ranks, addresses, reason."""
     return f"{attempts(shard)}{number:05d}.json"
+
+
+def attempt_number(name: str) -> int:
+    """The number in a name of `attempt`."""
+    return int(name.rpartition("/")[2].removesuffix(".json"))
 
 
 def term(number: int) -> str:

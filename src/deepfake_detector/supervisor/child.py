@@ -152,8 +152,10 @@ async def _copy(file: BinaryIO) -> None:
 
 
 def _copy_rest(file: BinaryIO) -> None:
-    sys.stderr.write(file.read().decode(errors="replace"))
-    sys.stderr.flush()
+    """Where stderr is a file on a full disk, or nobody's any more, training goes on: the log is stored as well."""
+    with contextlib.suppress(OSError):
+        sys.stderr.write(file.read().decode(errors="replace"))
+        sys.stderr.flush()
 
 
 def was_frozen() -> str:

@@ -11,7 +11,7 @@ from dataclasses import asdict
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Operations
-from deepfake_detector.core.errors import EXIT_UNAVAILABLE, PeerError, WaitError
+from deepfake_detector.core.errors import EXIT_UNAVAILABLE, PeerError, StorageError, WaitError
 from deepfake_detector.core.waiting import Budget, workers_missing
 from deepfake_detector.supervisor import sigterm, terms, wire
 from deepfake_detector.supervisor.attempts import AttemptWorker, History
@@ -33,12 +33,13 @@ from deepfake_detector.supervisor.policy import (
     Stop,
     Worker,
 )
-from deepfake_detector.supervisor.terms import Peer, Term
+from deepfake_detector.supervisor.terms import NOBODY, Peer, Term
 from deepfake_detector.supervisor.where import Where
 
 log = logging.getLogger(__name__)
 FAREWELL_SECONDS = 5.0  # how long the last message may take to leave
 LOOK_SECONDS = 2.0  # while workers are missing: whether another keeps the rendezvous by now
+HOLD_SECONDS = 10.0  # while enough are here: whether a spare that could not reach this keeper waits elsewhere
 
 
 class Keeper:
@@ -55,7 +56,9 @@ class Keeper:
         self._peers = peers
         self._budget = budget
         self._policy = Rendezvous(workers, attempts=operations.attempts, spares=len(peers) - workers, budget=budget)
-        self._term = 0
+        self._number = 0  # of the term
+        self._index = -1
+        self._here = NOBODY
         self._server: asyncio.Server | None = None
         self._history: History | None = None
         self._links: dict[int, asyncio.StreamWriter] = {}
@@ -72,8 +75,13 @@ class Keeper:
 
     async def take(self, number: int, index: int, here: Peer) -> Term | None:
         """Take this term, as supervisor `index` at `here`; None when somebody else has. Raises StorageError."""
-        term = await asyncio.to_thread(terms.take, self._run, number, index, here)
-        self._term = term.number if term else 0
+        self._index, self._here = index, here
+        return await self._take(number)
+
+    async def _take(self, number: int) -> Term | None:
+        term = await asyncio.to_thread(terms.take, self._run, number, self._index, self._here)
+        if term:
+            self._number = term.number
         return term
 
     async def run(self) -> None:
@@ -81,6 +89,16 @@ class Keeper:
 
         Raises PeerError naming the workers that did not come, and StorageError.
         """
+        holding = asyncio.create_task(self._hold()) if self._policy.spares else None
+        try:
+            await self._decide()
+        finally:
+            if holding:
+                holding.cancel()
+        if self._finish and self._finish.status == EXIT_UNAVAILABLE:
+            raise PeerError(self._finish.message)
+
+    async def _decide(self) -> None:
         while not self._policy.finished:
             event = await self._next_event()
             if event is None:
@@ -93,8 +111,25 @@ class Keeper:
                 return
             if sigterm.asked():
                 await self._leave()
-        if self._finish and self._finish.status == EXIT_UNAVAILABLE:
-            raise PeerError(self._finish.message)
+
+    async def _hold(self) -> None:
+        """Take the rendezvous back from a spare that has begun a term of its own, since it could not reach this keeper.
+
+        It would wait there, alone, until its budget ends it, and the Job with it; a keeper of missing workers looks for
+        later terms, and comes over. Seen twice: a keeper that has just been frozen learns first who has left it.
+        """
+        seen = 0
+        while True:
+            await asyncio.sleep(HOLD_SECONDS)
+            try:
+                newest = await asyncio.to_thread(terms.latest, self._run)
+                if newest is None or newest.number <= self._number or self._policy.missing:
+                    continue
+                if newest.number == seen and (held := await self._take(newest.number + 1)):
+                    log.info("%s began term %d: taken back by term %d", newest, seen, held.number)
+                seen = newest.number
+            except StorageError as error:
+                log.warning("later terms of the rendezvous: %s", error)
 
     async def close(self) -> None:
         """Nobody is answered any more; what was said last has left."""
@@ -136,8 +171,10 @@ class Keeper:
                     return await self._events.get()
             except TimeoutError:
                 newest = await asyncio.to_thread(terms.latest, self._run)
-                if newest and newest.number > self._term:
+                if newest and newest.number > self._number:
                     return None
+                if await asyncio.to_thread(self._run.exists, layout.TRAINED):  # without this one
+                    return Completed()
                 if overdue and clock() >= overdue:
                     return Overdue(workers_missing(missing, self._budget.seconds))
 
@@ -174,7 +211,7 @@ class Keeper:
     def _recall(self) -> Past:
         self._history = History(self._run)
         history = self._history
-        return Past(history.last, history.used("train"), history.reason, history.ranks)
+        return Past(history.last, history.used("train"), history.reason, history.ranks, history.out_of_memory)
 
     @property
     def _attempts(self) -> History:

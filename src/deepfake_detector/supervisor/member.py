@@ -16,7 +16,7 @@ from deepfake_detector.core.timeline import Timeline
 from deepfake_detector.core.topology import Cluster
 from deepfake_detector.core.waiting import Budget, rendezvous_missing
 from deepfake_detector.supervisor import sigterm, wire
-from deepfake_detector.supervisor.child import Child, follow
+from deepfake_detector.supervisor.child import Child, End, follow
 from deepfake_detector.supervisor.logs import store_log
 from deepfake_detector.supervisor.office import Office
 from deepfake_detector.supervisor.place import Place
@@ -108,8 +108,10 @@ class Member:
         try:
             async with asyncio.timeout(CONNECT_SECONDS):
                 reader, writer = await self._register(term.address)
-        except OSError as error:  # TimeoutError is one
-            raise ConnectionError(error.strerror or str(error) or f"silent for {CONNECT_SECONDS:g} s") from error
+        except TimeoutError as error:
+            raise ConnectionError(f"no connection in {REACH_SECONDS:g} s, or no answer") from error
+        except OSError as error:
+            raise ConnectionError(error.strerror or str(error)) from error
         if term.keeper != self._place.index:
             self._budget.met()
         self._standby.prepare(0)
@@ -168,20 +170,28 @@ class Member:
 
     async def _report(self, child: Child, writer: asyncio.StreamWriter, attempt: int, rank: int) -> None:
         """Tell the rendezvous of the child's end at once; its log is stored meanwhile."""
-        with sigterm.farewell():
-            async with follow(child.log, self._place.verbose):
-                end = await child.wait()
-            if sigterm.asked():
-                writer.close()  # the peers need not wait for the log
-            wire.send(writer, {"type": "ended", "attempt": attempt, "status": end.status, "reason": end.reason})
-            title = self._place.where.of(f"attempt {attempt}, worker {self._place.index} with rank {rank}")
-            name = layout.log("train", self._place.index, attempt)
-            upload = asyncio.create_task(asyncio.to_thread(store_log, self._run, name, child.log, title, end))
-            self._uploads.add(upload)
-            upload.add_done_callback(self._uploads.discard)
-            telling = contextlib.ExitStack()
-            telling.enter_context(sigterm.farewell())
-            upload.add_done_callback(lambda _: telling.close())
+        try:
+            with sigterm.farewell():
+                async with follow(child.log, self._place.verbose):
+                    end = await child.wait()
+                if sigterm.asked():
+                    writer.close()  # the peers need not wait for the log
+                wire.send(writer, {"type": "ended", "attempt": attempt, "status": end.status, "reason": end.reason})
+                self._store(child, attempt, rank, end)
+        except Exception:
+            writer.close()  # which tells it, too; what happened is raised where the child is ended
+            raise
+
+    def _store(self, child: Child, attempt: int, rank: int, end: End) -> None:
+        """Store its log in a thread, for which SIGTERM waits."""
+        title = self._place.where.of(f"attempt {attempt}, worker {self._place.index} with rank {rank}")
+        name = layout.log("train", self._place.index, attempt)
+        upload = asyncio.create_task(asyncio.to_thread(store_log, self._run, name, child.log, title, end))
+        self._uploads.add(upload)
+        upload.add_done_callback(self._uploads.discard)
+        telling = contextlib.ExitStack()
+        telling.enter_context(sigterm.farewell())
+        upload.add_done_callback(lambda _: telling.close())
 
     async def _end_child(self) -> None:
         """SIGKILL the child, if there is one, and wait until it is gone."""

@@ -80,13 +80,14 @@ class Past:
     """What the run's attempts were so far, an answer to Recall.
 
     last: the latest attempt's number; used: how many counted; reason: why the latest ended; ranks: who had which rank
-    in training's latest, by index.
+    in training's latest, by index; out_of_memory: how many of the latest in a row ran out of memory.
     """
 
     last: int = 0
     used: int = 0
     reason: str = ""
     ranks: Mapping[int, int] = field(default_factory=dict)
+    out_of_memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,7 @@ class Rendezvous:
 
     def __init__(self, workers: int, *, attempts: int, spares: int = 0, budget: Budget | None = None) -> None:
         self.workers = workers
+        self.spares = spares
         self.size = workers + spares
         self.attempts = attempts
         self._budget = budget or Budget(float("inf"))
@@ -209,6 +211,7 @@ class Rendezvous:
     def _recall(self, past: Past) -> list[Action]:
         self._recalled = True
         self.attempt, self.used, self.ranks = past.last, past.used, dict(past.ranks)
+        self.out_of_memory = past.out_of_memory
         if self.last_one:
             return self._finish(EXIT_PERMANENT, exhausted(self.used, self.attempts, past.reason))
         return []

@@ -11,10 +11,10 @@ from pathlib import Path
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
-from deepfake_detector.core.errors import EXIT_PERMANENT, ConfigError, DetectorError
+from deepfake_detector.core.errors import EXIT_PERMANENT, ConfigError, DetectorError, PeerError, WaitError
 from deepfake_detector.core.waiting import Budget
 from deepfake_detector.supervisor import sigterm
-from deepfake_detector.supervisor.attempts import EXPORTED, AttemptWorker, History, in_words
+from deepfake_detector.supervisor.attempts import EXPORTED, AttemptWorker, History, in_words, under_way
 from deepfake_detector.supervisor.child import Child, End, follow
 from deepfake_detector.supervisor.logs import store_log
 from deepfake_detector.supervisor.member import Member
@@ -61,6 +61,10 @@ async def _train(place: Place, run: Storage, config: Config, command: Sequence[s
     office = Office(place, run, config, budget)
     try:
         error = await Member(place, run, command, office, budget, standby=config.operations.standby).run()
+    except PeerError as error:  # its status would end the Job, and the others with it
+        if await asyncio.to_thread(under_way, run, place.index):
+            raise WaitError(f"training goes on without this one: {error}") from error
+        raise
     finally:
         await office.close()
     if error is not None:

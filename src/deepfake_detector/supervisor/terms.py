@@ -35,6 +35,8 @@ class Term:
     address: Peer
 
     def __str__(self) -> str:
+        if self.address == NOBODY:
+            return f"{layout.term(self.number)}, which is damaged"
         return f"supervisor {self.keeper} ({self.address})"
 
 

@@ -54,6 +54,14 @@ def newest(run: Storage, scratch: Path, settings: dict[str, Any]) -> CheckpointM
     return None
 
 
+def discard_from(run: Storage, step: int) -> None:
+    """Withdraw the checkpoint of `step` and all later ones: training goes on from the one before, to the same bits."""
+    names = [entry.name for entry in run.list(layout.CHECKPOINTS) if layout.is_checkpoint_marker(entry.name)]
+    for name in names:
+        if layout.checkpoint_step(name) >= step:
+            run.delete(name)
+
+
 def fetch(run: Storage, marker: CheckpointMarker, scratch: Path) -> Path:
     """Stage a checkpoint's files; returns the path prefix that tf.train.Checkpoint reads. Raises CorruptError."""
     folder = scratch / "checkpoints" / f"{marker.step:08d}"
@@ -122,8 +130,12 @@ class Checkpoints:
         return marker
 
     def _prune(self, state: TrainState) -> None:
-        """Delete what is older than the newest `keep`, but never the best; a marker goes before its files."""
-        entries = [entry.name for entry in self._run.list(layout.CHECKPOINTS)]
+        """Delete what is older than the newest `keep`, but never the best; a marker goes before its files.
+
+        Later ones than this are let alone: they are damaged, or another chief's by now.
+        """
+        names = [entry.name for entry in self._run.list(layout.CHECKPOINTS)]
+        entries = [name for name in names if name != layout.TRAINED and layout.checkpoint_step(name) <= state.step]
         committed = sorted(name for name in entries if layout.is_checkpoint_marker(name))
         kept = set(committed[-self._keep :]) | {layout.checkpoint_marker(state.step)}
         if state.best_step is not None:

@@ -1,4 +1,4 @@
-"""What worker 0 alone writes: checkpoints, logs, and at the end the marker."""
+"""The worker of rank 0 beside its training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from deepfake_detector.core import layout
 from deepfake_detector.core.cadence import steps_between
 from deepfake_detector.core.config import fingerprint
-from deepfake_detector.core.errors import ConfigError
+from deepfake_detector.core.errors import ConfigError, CorruptError, NotFoundError, WaitError
 from deepfake_detector.core.markers import EpochMetrics, TrainedMarker, TrainState
 from deepfake_detector.training import charts, checkpoints
 from deepfake_detector.training.clock import EpochClock
@@ -68,7 +68,11 @@ class Chief:
         self._log.close()
         self._uploads.close()
         run.write(layout.CHARTS, charts.draw(self._log.epochs))
-        checkpoints.restore_weights(run, best, self._model, self._task.scratch)
+        try:
+            checkpoints.restore_weights(run, best, self._model, self._task.scratch)
+        except (CorruptError, NotFoundError) as error:
+            checkpoints.discard_from(run, best)
+            raise WaitError(f"the best checkpoint is lost, and computed again by another attempt: {error}") from error
         marker = TrainedMarker(
             settings=self._settings,
             fingerprint=fingerprint(self._settings),
@@ -91,7 +95,7 @@ class Chief:
         """Write the state to local disk, now, and have it stored and committed by and by."""
         begin = time.monotonic()
         written = self._checkpoints.write(self._model, self._optimizer, state)
+        self._save_seconds = time.monotonic() - begin  # a wait for storage makes no checkpoint more expensive
         self._uploads.put(partial(self._checkpoints.commit, written))
         self._saved_at = time.monotonic()
         self._saved_step = state.step
-        self._save_seconds = self._saved_at - begin

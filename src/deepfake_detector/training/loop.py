@@ -13,7 +13,7 @@ import numpy as np
 from deepfake_detector.adapters.storage import open_object
 from deepfake_detector.core import layout, schedule
 from deepfake_detector.core.config import Config, stage_settings
-from deepfake_detector.core.errors import ConfigError, WaitError
+from deepfake_detector.core.errors import ConfigError, CorruptError, NotFoundError, WaitError
 from deepfake_detector.core.markers import INEXACT, TrainState
 from deepfake_detector.core.order import Order
 from deepfake_detector.training import checkpoints
@@ -134,12 +134,18 @@ def _resume(
     chosen = int(collectives.from_chief(np.array([marker.step if marker else -1], np.int64), cluster.chief)[0])
     if chosen < 0:
         return None
-    marker = marker or checkpoints.read(task.run, chosen)
+    try:
+        marker = marker or checkpoints.read(task.run, chosen)
+        staged = checkpoints.fetch(task.run, marker, task.scratch)
+    except (CorruptError, NotFoundError) as error:  # the chief has just read it
+        raise WaitError(
+            f"worker {cluster.rank}: the chief's checkpoint, another attempt looks again: {error}"
+        ) from error
     state = marker.state
     if marker.machines != machines:
         log.warning("machines %s: the checkpoint was made on %s: %s", machines, marker.machines, INEXACT)
         state = state.model_copy(update={"exact": False})
-    checkpoints.restore(checkpoints.fetch(task.run, marker, task.scratch), model, optimizer)
+    checkpoints.restore(staged, model, optimizer)
     restored = collectives.sum(np.array([int(optimizer.iterations.numpy())], np.int64))[0]
     if restored != chosen * cluster.workers:
         raise ConfigError(
