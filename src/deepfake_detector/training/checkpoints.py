@@ -92,6 +92,7 @@ class Checkpoints:
     ) -> None:
         self._run = run
         self._scratch = scratch / "checkpoints"
+        shutil.rmtree(self._scratch, ignore_errors=True)  # what a killed process has left on this disk
         self._settings = settings
         self._code_version = code_version
         self._machines = list(machines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from deepfake_detector.training.clock import EpochClock, epoch_metrics
 from deepfake_detector.training.dataset import Ahead, training_batches
 from deepfake_detector.training.model import BACKBONE, build, load_backbone_weights
 from deepfake_detector.training.normalization import SynchronizedBatchNormalization
-from deepfake_detector.training.step import Collectives, compile_step, make_optimizer
+from deepfake_detector.training.step import Collectives, Step, compile_step, make_optimizer
 from deepfake_detector.training.task import Task
 from deepfake_detector.training.validation import make_validation
 
@@ -55,17 +56,10 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
     machines = collectives.gather(task.machine, cluster.rank, cluster.workers)
     task.timeline.mark("agreed")
 
-    # Model
     order = Order(task.train.labels, config)
-    total_steps = config.train.epochs * order.steps_per_epoch
-    keras.utils.set_random_seed(config.train.seed)
-    with strategy.scope():
-        model = build(config, SynchronizedBatchNormalization)
-        optimizer = make_optimizer(config.train)
-        optimizer.build(model.trainable_variables)
+    model, optimizer = _model(config, strategy)
     task.timeline.mark("model")
 
-    # Resume
     state = _resume(task, settings, collectives, machines, model, optimizer)
     if state is None:
         state = schedule.initial_state(task.records.fingerprint, task.threads)
@@ -73,7 +67,6 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
     writer = Chief(task, settings, machines, model, optimizer, state) if cluster.chief else None
     task.timeline.mark("resumed")
 
-    # Input
     step = compile_step(strategy, model, optimizer, config.train, cluster.rank)
     validate = make_validation(strategy, collectives, model, task.validation, config, cluster)
     start = state.step
@@ -81,26 +74,12 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
         lambda _: training_batches(task.train, order, config, cluster.rank, cluster.workers, start)
     )
     batches = Ahead(lambda: iter(distributed))
-
+    steps = _Steps(config, order.steps_per_epoch, step, batches, watchdog, writer, start)
     task.timeline.mark("built")
 
-    # Loop
     while (stopped := schedule.stop_reason(state, config.train)) is None:
         clock = EpochClock(state.seconds)
-        while state.step < (state.epoch + 1) * order.steps_per_epoch:
-            rate = schedule.learning_rate(state.step, total_steps, config.train, state.learning_rate_scale)
-            images, labels = clock.waiting(partial(next, batches))
-            loss_sum, correct = clock.working(partial(step, images, labels, rate, state.step))
-            _require_finite(loss_sum, state.step, config)
-            state = schedule.after_step(state, loss_sum, correct, config.train.global_batch)
-            watchdog.progress()
-            if state.step == start + 1:
-                log.info("%s: step %d", FIRST, state.step)
-            if writer:
-                speed = clock.steps * config.train.global_batch / clock.busy
-                writer.progress(state, loss_sum / config.train.global_batch, total_steps, speed)
-                if state.step < (state.epoch + 1) * order.steps_per_epoch:
-                    writer.checkpoint_if_due(state, clock)
+        state = steps.to_the_end_of_the_epoch(state, clock)
 
         def after_batch(state: TrainState = state, clock: EpochClock = clock) -> None:
             watchdog.progress()
@@ -113,13 +92,58 @@ def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
             _require_finite(scores.loss, state.step, config)
         ended = schedule.after_epoch(state, scores.loss if scores else None, config.train)
         if writer:
-            writer.end_epoch(epoch_metrics(state, scores, clock, total_steps, config), ended)
+            writer.end_epoch(epoch_metrics(state, scores, clock, steps.total, config), ended)
         state = ended
     batches.close()
     if writer:
         writer.finish(state, stopped)
     collectives.sum(np.zeros(1, np.int32))  # nobody leaves before the marker is there
     watchdog.stop()
+
+
+@dataclass(frozen=True)
+class _Steps:
+    """Steps of training, and what is to be done after each. start: how many an earlier attempt has done."""
+
+    config: Config
+    per_epoch: int
+    step: Step
+    batches: Ahead
+    watchdog: Alarm
+    writer: Chief | None
+    start: int
+
+    @property
+    def total(self) -> int:
+        return self.config.train.epochs * self.per_epoch
+
+    def to_the_end_of_the_epoch(self, state: TrainState, clock: EpochClock) -> TrainState:
+        config, end = self.config.train, (state.epoch + 1) * self.per_epoch
+        while state.step < end:
+            rate = schedule.learning_rate(state.step, self.total, config, state.learning_rate_scale)
+            images, labels = clock.waiting(partial(next, self.batches))
+            loss_sum, correct = clock.working(partial(self.step, images, labels, rate, state.step))
+            _require_finite(loss_sum, state.step, self.config)
+            state = schedule.after_step(state, loss_sum, correct, config.global_batch)
+            self.watchdog.progress()
+            if state.step == self.start + 1:
+                log.info("%s: step %d", FIRST, state.step)
+            if self.writer:
+                speed = clock.steps * config.global_batch / clock.busy
+                self.writer.progress(state, loss_sum / config.global_batch, self.total, speed)
+                if state.step < end:
+                    self.writer.checkpoint_if_due(state, clock)
+        return state
+
+
+def _model(config: Config, strategy: Any) -> tuple[keras.Model, Any]:
+    """With its optimizer, both built."""
+    keras.utils.set_random_seed(config.train.seed)
+    with strategy.scope():
+        model = build(config, SynchronizedBatchNormalization)
+        optimizer = make_optimizer(config.train)
+        optimizer.build(model.trainable_variables)
+    return model, optimizer
 
 
 def _resume(
