@@ -167,6 +167,26 @@ def test_memory_that_ran_out_before_this_keeper_counts() -> None:
 W2 = Worker(2, "10.0.0.3", 2222)
 
 
+def test_who_comes_while_the_past_is_recalled_is_no_reason_to_recall_it_again() -> None:
+    """A second answer would take the attempt that the first one has begun for one that never was."""
+    rendezvous = Rendezvous(2, attempts=20, spares=1)
+    assert [rendezvous.handle(event) for event in BOTH] == [[], [Recall()]]
+    assert rendezvous.handle(Joined(W2)) == []
+    assert starts(rendezvous.handle(Past(last=4, used=4))) == {0: 0, 1: 1}
+    assert rendezvous.handle(Ended(1, 5, -9, KILLED)) == [Stop(0), Close(5, f"worker 1: {KILLED}")]
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+def test_who_leaves_while_the_past_is_recalled_is_awaited(gone: int) -> None:
+    rendezvous = Rendezvous(2, attempts=20)
+    for event in BOTH:
+        rendezvous.handle(event)
+    assert rendezvous.handle(Left(gone)) == []
+    assert rendezvous.handle(Past(last=4, used=4)) == []
+    assert rendezvous.missing == [gone]
+    assert rendezvous.handle(BOTH[gone]) == begins(5)
+
+
 def starts(actions: list[Action]) -> dict[int, int]:
     """Ranks by index, of those who are told to start."""
     return {action.index: action.rank for action in actions if isinstance(action, Start)}
@@ -230,56 +250,79 @@ def test_a_reason_names_the_node(event: Event, reason: str) -> None:
     assert Close(1, reason) in rendezvous.handle(event)
 
 
+KINDS = ["join", "leave", "end", "late end", "recalled"]
+
+
+class Staged:
+    """A rendezvous with supervisors and children as simple as can be, that checks what it is told to do."""
+
+    def __init__(self, workers: int, spares: int) -> None:
+        self.rendezvous = Rendezvous(workers, attempts=10, spares=spares)
+        self.size = workers + spares
+        self.alive: dict[int, int] = {}  # index -> attempt of its living child
+        self.present: set[int] = set()
+        self.opened = 0
+        self.recalling = False
+
+    def event(self, kind: str, index: int) -> Event | None:
+        """What happens, None where it can't."""
+        if kind == "join" and index not in self.present:
+            self.present.add(index)
+            return Joined(Worker(index, "10.0.0.1", 2222))
+        if kind == "leave" and index in self.present:
+            self.present.discard(index)
+            self.alive.pop(index, None)  # a supervisor's child dies with it
+            return Left(index)
+        if kind == "end" and index in self.alive:
+            return Ended(index, self.alive.pop(index), 75, "exit 75")
+        if kind == "late end":
+            return Ended(index, self.rendezvous.attempt - 1, 75, "exit 75")
+        if kind == "recalled" and self.recalling:
+            self.recalling = False
+            return Past(last=self.opened, used=self.opened)
+        return None
+
+    def happens(self, kind: str, index: int) -> None:
+        event = self.event(kind, index)
+        for action in self.rendezvous.handle(event) if event else []:
+            match action:
+                case Recall():
+                    assert not self.recalling
+                    assert not self.opened, "once"
+                    self.recalling = True
+                case Open(attempt, ranked):
+                    assert not self.alive
+                    assert len(ranked) == self.rendezvous.workers
+                    assert attempt == self.opened + 1
+                    self.opened = attempt
+                case Start(member, attempt, _, cluster):
+                    assert member in self.present
+                    assert member not in self.alive
+                    assert attempt == self.opened
+                    assert len(cluster) == self.rendezvous.workers
+                    self.alive[member] = attempt
+                case Stop(member):
+                    assert member in self.present
+
+
 @given(
     workers=st.integers(1, 4),
     spares=st.integers(0, 3),
-    steps=st.lists(st.tuples(st.sampled_from(["join", "leave", "end", "late end"]), st.integers(0, 6)), max_size=60),
+    steps=st.lists(st.tuples(st.sampled_from(KINDS), st.integers(0, 6)), max_size=60),
 )
-def test_no_two_attempts_overlap(workers: int, spares: int, steps: list[tuple[str, int]]) -> None:
-    """Whatever happens in whatever order: children start together, in full, and never beside an older child."""
-    rendezvous = rendezvous_of(workers, attempts=10, spares=spares)
-    alive: dict[int, int] = {}  # index -> attempt of its living child
-    present: set[int] = set()
-    opened = 0
+def test_no_two_attempts_overlap_and_none_hangs(workers: int, spares: int, steps: list[tuple[str, int]]) -> None:
+    """Whatever happens in whatever order: children start together, in full, and never beside an older child.
+
+    And when all are there at last, the end of every child is the beginning of another attempt.
+    """
+    staged = Staged(workers, spares)
     for kind, number in steps:
-        index = number % (workers + spares)
-        if kind == "join" and index not in present:
-            present.add(index)
-            event: Event = Joined(Worker(index, "10.0.0.1", 2222))
-        elif kind == "leave" and index in present:
-            present.discard(index)
-            alive.pop(index, None)  # a supervisor's child dies with it
-            event = Left(index)
-        elif kind == "end" and index in alive:
-            event = Ended(index, alive.pop(index), 75, "exit 75")
-        elif kind == "late end":
-            event = Ended(index, rendezvous.attempt - 1, 75, "exit 75")
-        else:
-            continue
-        for action in rendezvous.handle(event):
-            match action:
-                case Open(attempt, ranked):
-                    assert not alive
-                    assert len(ranked) == workers
-                    assert attempt == opened + 1
-                    opened = attempt
-                case Start(member, attempt, _, cluster):
-                    assert member in present
-                    assert member not in alive
-                    assert attempt == opened
-                    assert len(cluster) == workers
-                    alive[member] = attempt
-                case Stop(member):
-                    assert member in present
-                    alive_here = alive.pop(member, None)
-                    assert alive_here is not None
-                    # the kill's answer comes as an event of its own, at once
-                    for answer in rendezvous.handle(Ended(member, alive_here, -9, KILLED)):
-                        if isinstance(answer, Start):
-                            alive[answer.index] = answer.attempt
-                        elif isinstance(answer, Open):
-                            assert not alive
-                            opened = answer.attempt
-                case Finish():
-                    alive.clear()
-    assert opened <= 10
+        staged.happens(kind, number % staged.size)
+    for index in range(staged.size):
+        staged.happens("join", index)
+    staged.happens("recalled", 0)
+    opened = staged.opened
+    for index in list(staged.alive):
+        staged.happens("end", index)
+    assert staged.rendezvous.finished or staged.opened == opened + 1
+    assert staged.opened <= 10

@@ -155,7 +155,7 @@ class Rendezvous:
         self.size = workers + spares
         self.attempts = attempts
         self._budget = budget or Budget(float("inf"))
-        self._recalled = False
+        self._recalling = self._recalled = False
         self.attempt = 0
         self.used = 0
         self.present: dict[int, Worker] = {}
@@ -259,7 +259,9 @@ class Rendezvous:
         if self.open or self.running or self.missing:
             return []
         if not self._recalled:
-            return [Recall()]
+            actions: list[Action] = [] if self._recalling else [Recall()]  # others may come while it is under way
+            self._recalling = True
+            return actions
         self.attempt += 1
         self.used += 1
         self.open = True
