@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -44,6 +45,7 @@ def main() -> int:
     chosen = parser.parse_args()
     seed = chosen.seed if chosen.seed is not None else random.SystemRandom().randrange(10**6)
     numbers = chosen.only if chosen.only is not None else range(chosen.runs)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C does: servers end, what is mounted is unmounted
     print(f"chaos: {len(numbers)} runs, SEED={seed}", flush=True)
     with world() as here:
         bucket = "gs://chaos" if here.proxy else str(here.folder)
