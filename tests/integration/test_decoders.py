@@ -22,6 +22,7 @@ from tests.integration.test_preprocess import REPOSITORY, config_for
 
 PATIENCE = 60.0
 before: list[str] = []  # what this process has worked on
+left_behind: list[bytearray] = []  # by earlier videos
 
 
 def act(path: Path, config: Config) -> Extraction:
@@ -44,6 +45,10 @@ def act(path: Path, config: Config) -> Extraction:
         bytearray(8 << 30)
     if what == "eat":
         bytearray(1 << 30)
+    if what == "keep":
+        left_behind.append(bytearray(300 << 20))
+    if what == "much":
+        bytearray(300 << 20)
     if what == "bug":
         raise ZeroDivisionError("a bug")
     if what == "settings":
@@ -93,6 +98,15 @@ def test_a_second_try_has_a_process_to_itself(tmp_path: Path) -> None:
         assert len(list(decoders.map(tmp_path / f"ok-{k}" for k in range(12)))) == 12
         [result] = decoders.map([tmp_path / "once-1"])
     assert result.detail == "once-1 0 False"
+
+
+def test_memory_that_earlier_videos_left_behind_is_not_to_blame(tmp_path: Path) -> None:
+    """What needs 300 of 600 MB gets them in a fresh process; what no process can give is told as at once."""
+    with Decoders(config_for(tmp_path), 1, act) as decoders:
+        results = list(decoders.map(tmp_path / name for name in ("keep-1", "much-1", "memory-1", "ok-1", "memory-2")))
+    told = [(result.outcome, result.detail) for result in results]
+    lost = (Outcome.OUT_OF_MEMORY, "(operations.video_memory_mb=600)")
+    assert told[1:] == [(Outcome.OK, "much-1 0 False"), lost, (Outcome.OK, "ok-1 0 False"), lost]
 
 
 def test_a_signal_costs_one_more_try(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,10 +68,11 @@ class Decoders:
         """The extraction of every path, in the order of `paths`, which is consumed as slots become free.
 
         A process that crashes, or that stands still until its video's time is over, costs one more try in a fresh
-        process, with nothing else before it. A video that keeps a process at work for all its time is not tried
-        again. Raises WaitError when a process does not even start, MemoryLimitError when the kernel kills one because
-        this container's memory ran out (no video is to blame for a limit that is too low), and whatever error of this
-        project a process meets that is not the video's.
+        process, with nothing else before it. So does one that meets the cap of memory after other videos, which left
+        something behind in it: the outcome is the same whatever came before. A video that keeps a process at work for
+        all its time is not tried again. Raises WaitError when a process does not even start, MemoryLimitError when the
+        kernel kills one because this container's memory ran out (no video is to blame for a limit that is too low), and
+        whatever error of this project a process meets that is not the video's.
         """
         tasks = (self._task(index, path) for index, path in enumerate(paths))
         results: dict[int, Extraction] = {}
@@ -131,7 +132,7 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Lost:
-    """A try that the process did not survive; the outcome is the video's if another one ends like it."""
+    """A try that another one, in a fresh process, has to confirm; the outcome is the video's if that one ends so."""
 
     outcome: Outcome
     reason: str
@@ -150,6 +151,7 @@ class _Slot:
         self.since = 0.0
         self.memory: MemoryUse | None = None  # before the process started
         self._failed_starts = 0
+        self._videos = 0  # that the process was given
         self._used = 0.0  # seconds of CPU before the task
         self._received = bytearray()
 
@@ -173,7 +175,13 @@ class _Slot:
             self._start()
             self.connection.send(task.path)
         self.task = task
+        self._videos += 1
         self._begin_count()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the process had no video before this one."""
+        return self._videos == 1
 
     def is_ready(self) -> None:
         self.ready, self._failed_starts = True, 0
@@ -231,6 +239,7 @@ class _Slot:
         self._process.start()
         theirs.close()
         self.ready = False
+        self._videos = 0
         self._received.clear()
 
 
@@ -280,4 +289,6 @@ def _receive(slot: _Slot) -> Extraction | _Lost | None:
     assert isinstance(message, Extraction)
     if message.outcome is Outcome.OUT_OF_MEMORY:
         slot.stop()  # what a library left behind at the limit is not to be built on
+        if not slot.fresh:
+            return _Lost(Outcome.OUT_OF_MEMORY, f"out of memory {message.detail}".rstrip())
     return message
