@@ -14,6 +14,7 @@ import pytest
 from deepfake_detector.adapters.records import decode as decode_record
 from deepfake_detector.adapters.records import read_record, scan
 from deepfake_detector.adapters.storage import Storage, crc32c_of, open_storage
+from deepfake_detector.adapters.storage_local import LocalStorage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, override
 from deepfake_detector.core.errors import ConfigError, DataError
@@ -206,6 +207,56 @@ def test_a_killed_shard_is_made_again(finished: tuple[Storage, Config], tmp_path
     assert copy.read(report) == run.read(report)
     assert copy.read(file) == run.read(file)
     assert copy.read(layout.RECORDS_SUMMARY) == run.read(layout.RECORDS_SUMMARY)
+
+
+@pytest.mark.parametrize("when", ["while it decodes", "while it uploads"])
+def test_a_shard_that_two_processes_make_has_the_first_one_s_report(
+    finished: tuple[Storage, Config], tmp_path: Path, when: str
+) -> None:
+    """One was given up, and its successor commits the shard with a video less (another's crash, for example)."""
+    run, config = finished
+    shutil.copytree(run.uri, tmp_path / "run")
+    name = layout.shard_report(0, 2)
+    whole = decode(ShardReport, run.read(name), name)
+    others = whole.model_copy(update={"videos": whole.videos[1:]})
+    late = CommittedMeanwhile(tmp_path / "run", name, others.encode(), before="read" if "dec" in when else "create")
+    late.delete(name)
+    late.delete(layout.RECORDS_SUMMARY)
+    late.arm(2 if "dec" in when else 1)
+    one_decoder = override(config, {"operations.decoders": 1}, "test")
+    assert preprocess_shard(late, one_decoder, 0, scratch=tmp_path / "scratch") == others
+    assert late.read(name) == others.encode()
+    assert late.uploads == (0 if "dec" in when else len(whole.files))
+
+
+class CommittedMeanwhile(LocalStorage):
+    """A folder in which `name` appears before the n-th call of `before` for it, as another process puts it there."""
+
+    def __init__(self, folder: Path, name: str, data: bytes, before: str) -> None:
+        super().__init__(folder)
+        self._name, self._data, self._before, self._left = name, data, before, 0
+        self.uploads = 0
+
+    def arm(self, call: int) -> None:
+        self._left = call
+
+    def read(self, name: str) -> bytes:
+        self._meanwhile("read", name)
+        return super().read(name)
+
+    def create(self, name: str, data: bytes) -> bool:
+        self._meanwhile("create", name)
+        return super().create(name, data)
+
+    def upload(self, path: Path, name: str) -> None:
+        self.uploads += 1
+        super().upload(path, name)
+
+    def _meanwhile(self, call: str, name: str) -> None:
+        if (call, name) == (self._before, self._name):
+            self._left -= 1
+            if self._left == 0:
+                super().write(name, self._data)
 
 
 def test_a_video_that_is_gone_since_the_plan(videos: Path, tmp_path: Path) -> None:

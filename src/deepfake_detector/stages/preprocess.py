@@ -1,6 +1,7 @@
 """Preprocessing of one shard: its videos to TFRecord files, and a report in which every video has its outcome.
 
-The report is the shard's marker: records first, report last. The shard that finishes last writes the summary.
+The report is the shard's marker: records first, report last, and written once, since a pod that was given up may still
+work beside its successor. The shard that finishes last writes the summary.
 """
 
 from __future__ import annotations
@@ -56,21 +57,28 @@ def preprocess_shard(
     """
     place = round_storage(run, retry)
     shards = committed_plan(place, config).shards if retry else config.data.shards
-    name = layout.shard_report(shard, shards)
-    where = f"{place.uri}/{name}"
-    if place.exists(name):
-        report = decode(ShardReport, place.read(name), where)
-        require_same(stage_settings(config, "preprocess"), report.settings, f"the report {where}")
-    else:
+    report = _stored(place, config, (shard, shards))
+    if report is None:
         videos = [video for video in load_plan(place)[1] if video.shard == shard]
         on_progress = _both(on_progress, place, shard)
-        report = _make_records(place, config, (shard, shards), videos, scratch, on_progress, extract)
-        place.write(name, report.encode())
+        report = _make_shard(place, config, (shard, shards), videos, scratch, on_progress, extract)
     finish(run, config, retry)
     return report
 
 
-def _make_records(
+def _stored(place: Storage, config: Config, shard_of: tuple[int, int]) -> ShardReport | None:
+    """The shard's report, if it is there. Raises ConfigError when it was made with other settings."""
+    name = layout.shard_report(*shard_of)
+    where = f"{place.uri}/{name}"
+    try:
+        report = decode(ShardReport, place.read(name), where)
+    except NotFoundError:
+        return None
+    require_same(stage_settings(config, "preprocess"), report.settings, f"the report {where}")
+    return report
+
+
+def _make_shard(
     place: Storage,
     config: Config,
     shard_of: tuple[int, int],
@@ -79,39 +87,60 @@ def _make_records(
     on_progress: Progress,
     extract: Extract | None,
 ) -> ShardReport:
-    shard, shards = shard_of
-    settings = stage_settings(config, "preprocess")
-    outcomes: list[VideoOutcome] = []
-    counts: dict[str, int] = {}
     slots = max(min(config.operations.decoders or cpu_limit(), len(videos)), 1)
     with (
-        _ShardFiles(scratch / "records", shard, shards) as files,
+        _ShardFiles(scratch / "records", *shard_of) as files,
         Decoders(config, slots, extract) as decoders,
         _Sources(open_storage(config.data.videos), videos, scratch / "videos", slots) as sources,
     ):
-        on_progress(0, len(videos), counts)
-        for video, extraction in zip(videos, decoders.map(sources.paths()), strict=True):
-            context: dict[str, str | int] = {
-                "dataset": video.dataset,
-                "video_id": video.key,
-                "original_id": video.original,
-                "group_id": video.group,
-                "method": video.method,
-                "label": video.label,
-                "split": video.split,
-                "size": config.faces.size,
-                "source_checksum": sources.release(video),
-                "preprocess_fingerprint": fingerprint(settings),
-            }
-            if reason := sources.unread.pop(video.key, ""):
-                extraction = Extraction(outcome=Outcome.DECODE_ERROR, detail=reason)
-            files.add(video, extraction, context)
-            outcomes.append(outcome_of(video, extraction))
-            counts[extraction.outcome] = counts.get(extraction.outcome, 0) + 1
-            if extraction.detail:
-                log.info("%s: %s (%s)", video.key, extraction.outcome, extraction.detail)
-            on_progress(len(outcomes), len(videos), counts)
-        return ShardReport(
+        outcomes = _make_records(config, videos, files, decoders, sources, on_progress)
+        return _commit(place, config, shard_of, files, outcomes)
+
+
+def _make_records(
+    config: Config,
+    videos: list[PlannedVideo],
+    files: _ShardFiles,
+    decoders: Decoders,
+    sources: _Sources,
+    on_progress: Progress,
+) -> list[VideoOutcome]:
+    outcomes: list[VideoOutcome] = []
+    counts: dict[str, int] = {}
+    settings = fingerprint(stage_settings(config, "preprocess"))
+    on_progress(0, len(videos), counts)
+    for video, extraction in zip(videos, decoders.map(sources.paths()), strict=True):
+        context: dict[str, str | int] = {
+            "dataset": video.dataset,
+            "video_id": video.key,
+            "original_id": video.original,
+            "group_id": video.group,
+            "method": video.method,
+            "label": video.label,
+            "split": video.split,
+            "size": config.faces.size,
+            "source_checksum": sources.release(video),
+            "preprocess_fingerprint": settings,
+        }
+        if reason := sources.unread.pop(video.key, ""):
+            extraction = Extraction(outcome=Outcome.DECODE_ERROR, detail=reason)
+        files.add(video, extraction, context)
+        outcomes.append(outcome_of(video, extraction))
+        counts[extraction.outcome] = counts.get(extraction.outcome, 0) + 1
+        if extraction.detail:
+            log.info("%s: %s (%s)", video.key, extraction.outcome, extraction.detail)
+        on_progress(len(outcomes), len(videos), counts)
+    return outcomes
+
+
+def _commit(
+    place: Storage, config: Config, shard_of: tuple[int, int], files: _ShardFiles, outcomes: list[VideoOutcome]
+) -> ShardReport:
+    """Records first, report last; where another process has committed the shard meanwhile, its report counts."""
+    shard, shards = shard_of
+    settings = stage_settings(config, "preprocess")
+    while (others := _stored(place, config, shard_of)) is None:
+        own = ShardReport(
             settings=settings,
             fingerprint=fingerprint(settings),
             code_version=code_version(),
@@ -120,6 +149,10 @@ def _make_records(
             files=files.commit(place),
             videos=outcomes,
         )
+        if place.create(layout.shard_report(shard, shards), own.encode()):
+            return own
+    log.warning("shard %d of %d: another process has committed it meanwhile: its report counts", shard, shards)
+    return others
 
 
 def outcome_of(video: PlannedVideo, extraction: Extraction) -> VideoOutcome:
