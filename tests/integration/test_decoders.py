@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 import pytest
@@ -122,12 +123,44 @@ def test_a_signal_costs_one_more_try(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("name", ["wait-1", "answer-1"])
-def test_a_process_that_stands_still_costs_one_more_try(tmp_path: Path, name: str) -> None:
+def test_a_process_that_stands_still_costs_one_more_try(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Stopped in mid-answer, too: a parent that waited for the rest of it would wait for ever."""
+    monkeypatch.setattr("deepfake_detector.stages.decoders.ANSWER_SECONDS", 2.0)
     names = [name, "ok-1", "ok-2"]
     with Decoders(config_for(tmp_path, operations__video_timeout_seconds=4), 2, act) as decoders:
         results = list(decoders.map(sending({name: signal.SIGSTOP}, names, tmp_path)))
     assert [result.detail.split()[0] for result in results] == names
+
+
+def test_a_video_is_not_charged_for_its_parent_s_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parent is elsewhere when a part of an answer fills the pipe, and comes back when the video's time is over.
+
+    The process, stopped, gets on when the parent waits, and not when it only looks.
+    """
+    stopped: list[int] = []
+
+    def wait_for(connections: list[Connection], timeout: float) -> list[object]:
+        while stopped and timeout > 0:
+            os.kill(stopped.pop(), signal.SIGCONT)
+        return list(wait(connections, timeout))
+
+    def paths() -> Iterator[Path]:
+        yield from (tmp_path / name for name in ("ok-1", "ok-2", "answer-1"))
+        marker = tmp_path / "answer-1.tried"
+        stands_still(marker)
+        os.kill(int(marker.read_text()), signal.SIGSTOP)
+        time.sleep(1)  # all of its time
+        stopped.append(int(marker.read_text()))
+        yield tmp_path / "ok-3"
+
+    monkeypatch.setattr("deepfake_detector.stages.decoders.wait", wait_for)
+    with Decoders(config_for(tmp_path, operations__video_timeout_seconds=1), 2, act) as decoders:
+        results = list(decoders.map(paths()))
+    assert [result.outcome for result in results] == [Outcome.OK] * 4
+    assert len(results[2].detail) == 10_000_000  # of the first try
+    assert not stopped
 
 
 def sending(numbers: Mapping[str, signal.Signals], names: Sequence[str], folder: Path) -> Iterator[Path]:

@@ -33,6 +33,7 @@ STARTUP_SECONDS = 120.0
 # VP9, 40 kB in HEVC, 98 kB in H.264. Two tries of a file of up to 40 kB are over within 30 s.
 BASE_SECONDS = 10.0
 BYTES_PER_SECOND = 10_000
+ANSWER_SECONDS = 10.0  # for more of an answer that has begun: what the parent does meanwhile is not the video's time
 STALLED = 0.1  # a process that was on a CPU for less than this share of its time was stopped or starved
 KILLED = "signal 9 (SIGKILL)"
 
@@ -154,6 +155,7 @@ class _Slot:
         self._videos = 0  # that the process was given
         self._used = 0.0  # seconds of CPU before the task
         self._received = bytearray()
+        self._received_at = 0.0
 
     @property
     def pid(self) -> int | None:
@@ -164,6 +166,16 @@ class _Slot:
         """How long the process may take for what it does now."""
         assert self.task is not None
         return self.task.seconds if self.ready else STARTUP_SECONDS
+
+    @property
+    def deadline(self) -> float:
+        """When to give it up. A video whose answer has begun is done: its process waits for room in the pipe."""
+        deadline = self.since + self.seconds
+        return max(deadline, self._received_at + ANSWER_SECONDS) if self.answering else deadline
+
+    @property
+    def answering(self) -> bool:
+        return bool(self._received)
 
     def begin(self, task: _Task) -> None:
         if task.earlier or self._process is None or not self._process.is_alive():
@@ -207,7 +219,11 @@ class _Slot:
     def receive(self) -> object:
         """The next message of the process, or NOT_YET. Raises EOFError, OSError."""
         assert self.connection is not None
-        return receive(self.connection, self._received)
+        before = len(self._received)
+        message = receive(self.connection, self._received)
+        if len(self._received) > before:
+            self._received_at = time.monotonic()
+        return message
 
     def stop(self) -> str:
         """End the process at once; how it ended, in words."""
@@ -245,22 +261,24 @@ class _Slot:
 
 def _answers(busy: list[_Slot]) -> Iterator[tuple[_Slot, Extraction | _Lost]]:
     """Wait until something happens to a busy slot: its result, or how its process was lost. May yield nothing."""
-    now = time.monotonic()
-    left = min(slot.since + slot.seconds - now for slot in busy)
+    left = min(slot.deadline for slot in busy) - time.monotonic()
     happened = wait([slot.connection for slot in busy if slot.connection], timeout=max(left, 0))
     for slot in busy:
         if slot.connection in happened:
             answer = _receive(slot)
             if answer is not None:
                 yield slot, answer
-        elif time.monotonic() - slot.since >= slot.seconds:
+        elif time.monotonic() >= slot.deadline:
             yield slot, _out_of_time(slot)
 
 
 def _out_of_time(slot: _Slot) -> Extraction | _Lost:
     if not slot.ready:
         raise WaitError(f"decoding process: not ready after {slot.seconds:g} s: expected it to start")
-    stalled, reason = slot.stalled(), f"not done after {slot.seconds:g} s"
+    if slot.answering:
+        stalled, reason = True, f"no more of its answer after {ANSWER_SECONDS:g} s"
+    else:
+        stalled, reason = slot.stalled(), f"not done after {slot.seconds:g} s"
     slot.stop()
     return _Lost(Outcome.TIMEOUT, reason) if stalled else Extraction(outcome=Outcome.TIMEOUT, detail=reason)
 
