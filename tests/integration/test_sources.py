@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from deepfake_detector.adapters.storage import open_storage
+from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.adapters.storage_gcs import GcsStorage
+from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, override
+from deepfake_detector.core.errors import StorageError
 from deepfake_detector.core.extraction import Extraction
 from deepfake_detector.core.outcomes import Outcome
 from deepfake_detector.core.recipes import resolve
@@ -21,15 +23,20 @@ def faceless(path: Path, config: Config) -> Extraction:
     return Extraction(outcome=Outcome.NO_FACE if path.exists() else Outcome.MISSING_FILE)
 
 
+def planned(folder: Path) -> tuple[Storage, Config]:
+    """A run of one shard of eight videos that were found in a folder, and are then in gs://bucket/videos."""
+    for name in (f"{label}/{k}.mp4" for label in ("real", "fake") for k in range(4)):
+        open_storage(str(folder / "videos")).write(name, name.encode())
+    config = override(resolve("demo"), {"data.videos": str(folder / "videos"), "data.shards": 1}, "test")
+    run = open_storage(str(folder / "run"))
+    make_plan(run, config)
+    return run, override(config, {"data.videos": "gs://bucket/videos"}, "test")
+
+
 def test_an_object_that_disagrees_with_its_checksum_costs_its_video_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in (f"{label}/{k}.mp4" for label in ("real", "fake") for k in range(4)):
-        open_storage(str(tmp_path / "videos")).write(name, name.encode())
-    config = override(resolve("demo"), {"data.videos": str(tmp_path / "videos"), "data.shards": 1}, "test")
-    run = open_storage(str(tmp_path / "run"))
-    make_plan(run, config)
-    remote = override(config, {"data.videos": "gs://bucket/videos"}, "test")
+    run, remote = planned(tmp_path)
 
     def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
         return 200, {"X-Goog-Hash": "crc32c=AAAAAA=="} if "real%2F2.mp4" in path else {}, b"other bytes"
@@ -42,3 +49,22 @@ def test_an_object_that_disagrees_with_its_checksum_costs_its_video_alone(
     assert bad.outcome is Outcome.DECODE_ERROR
     assert bad.detail.startswith("gs://bucket/videos/real/2.mp4: ")
     assert [video.outcome for video in outcomes.values()] == [Outcome.NO_FACE] * 7
+
+
+def test_a_bucket_that_goes_away_loses_no_video(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One object is gone, which makes sure of the bucket; after three others that is gone, too."""
+    run, remote = planned(tmp_path)
+    had: set[str] = set()
+
+    def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        if len(had) == 3 or "real%2F1.mp4" in path:
+            return 404, {}, b""
+        if "mp4" in path:
+            had.add(path)
+        return 200, {"Content-Type": "application/json"}, b"{}"
+
+    monkeypatch.setattr(preprocess, "open_storage", lambda uri: GcsStorage(uri, outage_seconds=0.3))
+    with answering(answer, monkeypatch), pytest.raises(StorageError, match="gs://bucket: no such bucket"):
+        preprocess.preprocess_shard(run, remote, 0, scratch=tmp_path / "scratch", extract=faceless)
+    assert not run.exists(layout.shard_report(0, 1))
+    assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []

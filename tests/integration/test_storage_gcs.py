@@ -204,6 +204,57 @@ def test_missing_object_asks_for_the_bucket_once(monkeypatch: pytest.MonkeyPatch
     assert len(requests) == 4
 
 
+class Bucket:
+    """Answers as a bucket with one object, "kept"; or as none at all, for `away` requests for objects."""
+
+    def __init__(self) -> None:
+        self.away = 0
+
+    def __call__(self, method: str, path: str) -> Answer:
+        if "/o" in path and self.away:
+            self.away -= 1
+            return (404, {}, b"")
+        here = "/o?" in path or "kept" in path or method == "POST"
+        return OK if here else (404, {}, b"")
+
+
+ASK_ONCE = ("read", "exists", "delete")  # for the bucket, at the first 404
+
+
+@pytest.mark.parametrize(
+    ("operation", "missed"),
+    [*((each, False) for each in OPERATIONS), *((each, True) for each in OPERATIONS if each not in ASK_ONCE)],
+)
+def test_a_bucket_that_is_gone_after_it_was_seen_is_an_outage(
+    tmp_path: Path, operation: str, missed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = Bucket()
+    with answering(bucket, monkeypatch):
+        storage = GcsStorage("gs://bucket/run", outage_seconds=0.3)
+        assert storage.exists("kept")
+        assert not (missed and storage.exists("gone"))
+        bucket.away = 10**6
+        with pytest.raises(StorageError, match=r"gs://bucket: no such bucket.*within 0\.3 s") as error:
+            operations(storage, tmp_path)[operation]()
+    assert error.value.exit_status == 75
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_bucket_that_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An object that is in it is not taken for one that is not, nor the other way round."""
+    bucket = Bucket()
+    with answering(bucket, monkeypatch):
+        storage = GcsStorage("gs://bucket/run", outage_seconds=60)
+        storage.write("kept", b"{}")
+        for _ in range(2):
+            bucket.away = 4
+            storage.download("kept", tmp_path / "target")
+            assert (tmp_path / "target").read_bytes() == b"{}"
+            bucket.away = 4
+            with pytest.raises(NotFoundError):
+                storage.download("gone", tmp_path / "other")
+
+
 @pytest.fixture
 def lasting_server(gcs_server: GcsServer, tmp_path: Path) -> Iterator[GcsServer]:
     """A server of its own whose objects outlive it."""

@@ -7,9 +7,11 @@ application default credentials, for example those of Workload Identity.
 Retries wrap a whole operation and the library's own are off, so that budgets do not add up; the exception is an
 upload in chunks, each of which has the budget to itself. The library's list of transient errors is kept. An answer
 that never ends is bounded for the bytes of objects (gcs_download); the metadata of a page is not, beyond the
-longest time without a byte. A 404 may mean the object, the bucket or a resumable upload's lost session; one
-listing tells (it needs storage.objects.list only, where reading the bucket's metadata needs more than the role
-objectAdmin gives).
+longest time without a byte. A 404 may mean the object, the bucket or a resumable upload's lost session; a listing
+tells (it needs storage.objects.list only, where reading the bucket's metadata needs more than the role objectAdmin
+gives). It is asked for at each 404 of an upload or a download, of which few are normal, and else at the first, since
+many wait for an object by asking. A bucket that is gone after it was seen is an outage; one never seen is a wrong
+setting.
 """
 
 from __future__ import annotations
@@ -78,7 +80,8 @@ class GcsStorage:
         self._bucket_name = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._page_size = page_size
-        self._seen_bucket = False
+        self._seen_bucket = False  # something in it was answered for
+        self._asked_for_bucket = False  # after a 404
         self._request_seconds = min(_REQUEST_SECONDS, outage_seconds)
         self._outage = Retry(_is_transient, *_DELAYS, timeout=outage_seconds)
         self._grace = Retry(_may_pass, *_DELAYS, timeout=grace_seconds)
@@ -146,7 +149,7 @@ class GcsStorage:
     def download(self, name: str, path: Path) -> None:
         with os_errors(path), written_whole(path, durable=False) as file:
             purpose = f"a copy of {self.uri}/{name}"
-            self._fetch(name, file, lambda size: require_room(path.parent, size, purpose))
+            self._fetch(name, file, lambda size: require_room(path.parent, size, purpose), expected=True)
 
     def delete(self, name: str) -> None:
         with suppress(NotFoundError):
@@ -160,7 +163,14 @@ class GcsStorage:
         """
         return storage.Client(project=None)
 
-    def _fetch(self, name: str, file: BinaryIO, require_room: Callable[[int], None] = lambda size: None) -> None:
+    def _fetch(
+        self,
+        name: str,
+        file: BinaryIO,
+        require_room: Callable[[int], None] = lambda size: None,
+        *,
+        expected: bool = False,
+    ) -> None:
         """The object's bytes into an empty file. The budget of an outage starts anew when a request got on."""
         download: Download | None = None
         trouble = _Trouble(f"{self.uri}/{name}")
@@ -178,7 +188,7 @@ class GcsStorage:
             )
             return download.go_on()
 
-        while (broken := self._run(name, call, trouble)) is not None:
+        while (broken := self._run(name, call, trouble, expected=expected)) is not None:
             trouble.met(broken)
         trouble.over()
 
@@ -209,7 +219,7 @@ class GcsStorage:
             except api.GoogleAPICallError as error:
                 if error.code not in (404, 410):
                     raise
-                self._require_bucket()
+                self._require_bucket(again=True)
                 raise ConnectionError(f"the session of a resumable upload is gone ({error.code})") from error
             except auth.GoogleAuthError:  # some are ValueErrors
                 raise
@@ -264,8 +274,8 @@ class GcsStorage:
             raise self._no_bucket() from error
         return blobs, iterator.next_page_token
 
-    def _require_bucket(self) -> None:
-        if self._seen_bucket:
+    def _require_bucket(self, again: bool = False) -> None:
+        if self._asked_for_bucket and not again:
             return
         probe = self._client.list_blobs(
             self._bucket_name, max_results=1, fields="items(name)", retry=None, timeout=self._request_seconds
@@ -274,21 +284,33 @@ class GcsStorage:
             next(iter(probe), None)
         except api.NotFound as error:
             raise self._no_bucket() from error
-        self._seen_bucket = True
+        self._seen_bucket = self._asked_for_bucket = True
 
-    def _no_bucket(self) -> ConfigError:
-        return ConfigError(f"gs://{self._bucket_name}: no such bucket (expected one that exists, for {self.uri})")
+    def _no_bucket(self) -> Exception:
+        message = f"gs://{self._bucket_name}: no such bucket (expected one that exists, for {self.uri})"
+        return ConnectionError(message) if self._seen_bucket else ConfigError(message)
 
-    def _run(self, name: str, call: Callable[[], T], trouble: _Trouble | None = None) -> T:
-        """`call` with retries, and its errors as this project's. trouble: of an operation of more than one call."""
+    def _run(self, name: str, call: Callable[[], T], trouble: _Trouble | None = None, *, expected: bool = False) -> T:
+        """`call` with retries, and its errors as this project's.
+
+        trouble: of an operation of more than one call; expected: the object should be there, so that each 404 makes
+        sure of the bucket.
+        """
         where = f"{self.uri}/{name}"
         own = trouble or _Trouble(where)
+
+        def try_once() -> T:
+            try:
+                return call()
+            except api.NotFound:
+                self._require_bucket(again=expected)
+                raise
+
         try:
-            result = self._grace(self._outage(call, on_error=own.met), on_error=own.met)()
+            result = self._grace(self._outage(try_once, on_error=own.met), on_error=own.met)()
         except DetectorError:
             raise
         except api.NotFound as error:
-            self._run(name, self._require_bucket, own)
             own.over()
             raise NotFoundError(f"{where}: no such object") from error
         except api.RetryError as error:
@@ -297,6 +319,7 @@ class GcsStorage:
             raise StorageError(f"{where}: {_summary(error)}") from error
         except (api.GoogleAPIError, requests.RequestException) as error:
             raise ConfigError(f"{where}: {_summary(error)}") from error
+        self._seen_bucket = True
         if trouble is None:
             own.over()
         return result
