@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -109,19 +110,19 @@ def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "expected", "status"),
+    ("number", "expected", "status"),
     [
-        (FileNotFoundError(2, "No such file"), NotFoundError, 78),
-        (PermissionError(13, "Permission denied"), ConfigError, 78),
-        (OSError(30, "Read-only file system"), ConfigError, 78),
-        (OSError(28, "No space left on device"), StorageError, 75),
-        (OSError(5, "Input/output error"), StorageError, 75),
+        (errno.ENOENT, NotFoundError, 78),
+        *((number, ConfigError, 78) for number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)),
+        *((number, StorageError, 75) for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)),
+        *((number, StorageError, 75) for number in (errno.EMFILE, errno.ENOMEM, errno.EAGAIN, errno.EBUSY)),
+        *((number, StorageError, 75) for number in (errno.ENOTCONN, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENOLCK)),
     ],
-    ids=["missing", "permission", "read-only", "full", "disk"],
+    ids=lambda value: errno.errorcode.get(value, "") if isinstance(value, int) else "",
 )
-def test_system_errors(error: OSError, expected: type[DetectorError], status: int, tmp_path: Path) -> None:
+def test_system_errors(number: int, expected: type[DetectorError], status: int, tmp_path: Path) -> None:
     with pytest.raises(expected, match=str(tmp_path)) as caught, os_errors(tmp_path):
-        raise error
+        raise OSError(number, os.strerror(number))
     assert caught.value.exit_status == status
 
 

@@ -14,7 +14,21 @@ from typing import BinaryIO
 from deepfake_detector.core.errors import ConfigError, NotFoundError, StorageError
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_MAY_PASS = {*_FULL, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EMFILE, errno.ENFILE}
+# What the same call would meet again. All else may pass: a lack of memory or of descriptors, a network file system or
+# a FUSE process that is away, a disk in trouble.
+_PERMANENT = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.EEXIST,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EFBIG,
+    errno.EINVAL,
+    errno.ENOTSUP,
+}
 TEMPORARY = ".unfinished-"  # a killed writer leaves such files behind; no listing shows them
 
 
@@ -93,11 +107,11 @@ def _size(count: int) -> str:
 
 @contextmanager
 def os_errors(path: Path, absent: tuple[type[OSError], ...] = (FileNotFoundError,)) -> Iterator[None]:
-    """Raise NotFoundError (for the classes in `absent`), StorageError or ConfigError in place of OSError."""
+    """For OSError raise NotFoundError (of the classes in `absent`), ConfigError, or StorageError where it may pass."""
     try:
         yield
     except absent as error:
         raise NotFoundError(f"{path}: no such file") from error
     except OSError as error:
-        kind = StorageError if error.errno in _MAY_PASS else ConfigError
+        kind = ConfigError if error.errno in _PERMANENT else StorageError
         raise kind(f"{path}: {error.strerror} (errno {error.errno})") from error
