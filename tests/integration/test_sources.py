@@ -1,4 +1,4 @@
-"""Source videos in a bucket that cannot be had."""
+"""Source videos that cannot be had."""
 
 from __future__ import annotations
 
@@ -20,14 +20,16 @@ from tests.integration.test_storage_gcs import answering
 
 
 def faceless(path: Path, config: Config) -> Extraction:
-    return Extraction(outcome=Outcome.NO_FACE if path.exists() else Outcome.MISSING_FILE)
+    return Extraction(outcome=Outcome.NO_FACE if path.is_file() else Outcome.MISSING_FILE)
 
 
 def planned(folder: Path) -> tuple[Storage, Config]:
     """A run of one shard of eight videos that were found in a folder, and are then in gs://bucket/videos."""
     for name in (f"{label}/{k}.mp4" for label in ("real", "fake") for k in range(4)):
         open_storage(str(folder / "videos")).write(name, name.encode())
-    config = override(resolve("demo"), {"data.videos": str(folder / "videos"), "data.shards": 1}, "test")
+    config = override(
+        resolve("demo"), {"data.videos": str(folder / "videos"), "data.shards": 1, "operations.decoders": 1}, "test"
+    )
     run = open_storage(str(folder / "run"))
     make_plan(run, config)
     return run, override(config, {"data.videos": "gs://bucket/videos"}, "test")
@@ -68,3 +70,24 @@ def test_a_bucket_that_goes_away_loses_no_video(tmp_path: Path, monkeypatch: pyt
         preprocess.preprocess_shard(run, remote, 0, scratch=tmp_path / "scratch", extract=faceless)
     assert not run.exists(layout.shard_report(0, 1))
     assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
+
+
+def test_local_videos_that_cannot_be_read(tmp_path: Path) -> None:
+    """What is gone for good is an outcome, what a disk in trouble refuses is not."""
+    run, remote = planned(tmp_path)
+    videos = tmp_path / "videos"
+    config = override(remote, {"data.videos": str(videos)}, "test")
+    for name in ("real/0.mp4", "real/1.mp4", "real/2.mp4"):
+        (videos / name).unlink()
+    (videos / "real/1.mp4").mkdir()
+    (videos / "real/2.mp4").symlink_to("2.mp4")
+    sick = videos / "fake/3.mp4"
+    sick.unlink()
+    sick.symlink_to("/proc/self/mem")  # begins with a page that nobody may read: EIO
+    with pytest.raises(StorageError, match=r"fake/3\.mp4: Input/output error"):
+        preprocess.preprocess_shard(run, config, 0, scratch=tmp_path / "scratch", extract=faceless)
+    assert not run.exists(layout.shard_report(0, 1))
+    sick.unlink()
+    report = preprocess.preprocess_shard(run, config, 0, scratch=tmp_path / "scratch", extract=faceless)
+    missing = {video.key for video in report.videos if video.outcome is Outcome.MISSING_FILE}
+    assert missing == {"folders/real/0", "folders/real/1", "folders/real/2", "folders/fake/3"}

@@ -15,13 +15,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
+from deepfake_detector.adapters.files import os_errors
 from deepfake_detector.adapters.machine import code_version, cpu_limit
 from deepfake_detector.adapters.records import RecordWriter, encode
 from deepfake_detector.adapters.rounds import round_storage
 from deepfake_detector.adapters.storage import Storage, crc32c_of, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, fingerprint, require_same, stage_settings
-from deepfake_detector.core.errors import CorruptError, NotFoundError
+from deepfake_detector.core.errors import ConfigError, CorruptError, NotFoundError
 from deepfake_detector.core.extraction import Extraction
 from deepfake_detector.core.markers import RecordFile, ShardReport, decode
 from deepfake_detector.core.outcomes import Outcome, PlannedVideo, VideoOutcome
@@ -234,7 +235,8 @@ class _Sources:
     """The shard's videos as local files, fetched a little ahead of their use by a few threads.
 
     A video that is gone since the plan was made yields a path where nothing is: the decoder names that outcome. So
-    does one whose bytes keep disagreeing with storage's checksum, which `unread` tells.
+    does one whose bytes keep disagreeing with storage's checksum, which `unread` tells. Raises StorageError where a
+    disk or a network is in trouble, which is not the video's.
     """
 
     def __init__(self, storage: Storage, videos: Iterable[PlannedVideo], folder: Path, ahead: int) -> None:
@@ -288,8 +290,9 @@ class _Sources:
                 self.unread[video.key] = str(error)
                 return path, ""
         try:
-            return path, crc32c_of(path)
-        except OSError:
+            with os_errors(path):
+                return path, crc32c_of(path)
+        except (NotFoundError, ConfigError):  # gone, or not to be read by us, now and later
             return path, ""
 
 
