@@ -14,7 +14,14 @@ import pytest
 from deepfake_detector.adapters.files import full_disk, require_room
 from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
+from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import StorageError
+from deepfake_detector.core.extraction import Extraction
+from deepfake_detector.core.markers import ShardReport, decode
+from deepfake_detector.core.outcomes import Outcome
+from deepfake_detector.core.sequences import FaceSequence
+from deepfake_detector.stages.plan import make_plan
+from deepfake_detector.stages.preprocess import preprocess_shard
 from deepfake_detector.stages.runs import save_config
 from tests.integration.test_preprocess import config_for
 from tests.integration.trained_run import make_trained_run, usual_videos
@@ -177,11 +184,6 @@ print(len([path for path in scratch.rglob("*") if path.is_file()]), "files left"
 
 def test_a_full_disk_loses_no_video(tmp_path: Path) -> None:
     """The records outgrow scratch: the shard is not reported, and with room all its videos are there."""
-    from deepfake_detector.core.markers import ShardReport, decode
-    from deepfake_detector.core.outcomes import Outcome
-    from deepfake_detector.stages.plan import make_plan
-    from deepfake_detector.stages.preprocess import preprocess_shard
-
     videos = tmp_path / "videos"
     for kind in ("real", "fake"):
         for index in range(4):
@@ -192,12 +194,45 @@ def test_a_full_disk_loses_no_video(tmp_path: Path) -> None:
     make_plan(run, config)
     told = python(tmp_path / "scratch", "16k", PREPROCESS, run.uri).splitlines()
     assert told[0].startswith("75 the disk is full"), told
+    assert ".tfrecord: No space left on device" in told[0]
     assert told[1] == "0 files left"
     name = layout.shard_report(0, 1)
     assert not run.exists(name)
     preprocess_shard(run, config, 0, scratch=tmp_path / "more")
     report = decode(ShardReport, run.read(name), name)
     assert {video.outcome for video in report.videos} == {Outcome.OK}
+
+
+def small_face(path: Path, config: Config) -> Extraction:
+    """A sequence that a file's buffer takes whole, so that the disk is met later, and again when the file is closed."""
+    face = FaceSequence(
+        track=0,
+        window=0,
+        images=[bytes(3000)],
+        frame_indices=[0],
+        timestamps=[0.0],
+        boxes=[(0, 0, 64, 64)],
+        scores=[1.0],
+        present=[True],
+        valid=[True],
+    )
+    return Extraction(outcome=Outcome.OK, sequences=[face], metadata={"fps": 25.0, "codec": "none"}, frame_count=1)
+
+
+def test_records_that_outgrow_their_disk_are_removed(tmp_path: Path) -> None:
+    for name in (f"{kind}/{index}.mp4" for kind in ("real", "fake") for index in range(8)):
+        open_storage(str(tmp_path / "videos")).write(name, name.encode())
+    config = config_for(tmp_path / "videos", data__shards=1, operations__decoders=1)
+    run = open_storage(str(tmp_path / "run"))
+    make_plan(run, config)
+    folder = tmp_path / "scratch/records"
+    folder.mkdir(parents=True)
+    for split in layout.SPLITS:
+        (folder / f"{split}-00000.tfrecord").symlink_to("/dev/full")
+    with pytest.raises(StorageError, match=r"-00000\.tfrecord: No space left on device"):
+        preprocess_shard(run, config, 0, scratch=tmp_path / "scratch", extract=small_face)
+    assert not (folder / "train-00000.tfrecord").is_symlink()
+    assert not run.exists(layout.shard_report(0, 1))
 
 
 def test_room(tmp_path: Path) -> None:

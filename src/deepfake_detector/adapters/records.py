@@ -19,6 +19,7 @@ import google_crc32c
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.message import DecodeError
 
+from deepfake_detector.adapters.files import os_errors
 from deepfake_detector.core.errors import CorruptError
 from deepfake_detector.core.sequences import SCHEMA_VERSION, FaceSequence
 
@@ -107,11 +108,16 @@ def decode(payload: bytes) -> tuple[FaceSequence, dict[str, str | int | float]]:
 
 
 class RecordWriter:
-    """Writes one TFRecord file, plain (uncompressed): JPEGs do not shrink further."""
+    """Writes one TFRecord file, plain (uncompressed): JPEGs do not shrink further.
+
+    Raises StorageError and ConfigError that name the file, when it is made, added to and closed.
+    """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = path.open("wb")
+        self._path = path
+        with os_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb")
         self._offset = 0
         self._crc = google_crc32c.Checksum()
 
@@ -119,7 +125,8 @@ class RecordWriter:
         """Append one record; returns its (offset, length) in bytes, header and footer included."""
         length = HEADER.pack(len(payload), masked_crc(struct.pack("<Q", len(payload))))
         framed = length + payload + FOOTER.pack(masked_crc(payload))
-        self._file.write(framed)
+        with os_errors(self._path):
+            self._file.write(framed)
         self._crc.update(framed)
         offset, self._offset = self._offset, self._offset + len(framed)
         return offset, len(framed)
@@ -134,7 +141,8 @@ class RecordWriter:
         return self._crc.digest().hex()
 
     def close(self) -> None:
-        self._file.close()
+        with os_errors(self._path):
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self

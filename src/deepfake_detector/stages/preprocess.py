@@ -186,9 +186,11 @@ class _ShardFiles:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._open.close()
-        for split in self._writers:
-            self._path(split).unlink(missing_ok=True)
+        try:
+            self._open.close()
+        finally:  # what a full disk refused once, it refuses again
+            for split in self._writers:
+                self._path(split).unlink(missing_ok=True)
 
     def add(self, video: PlannedVideo, extraction: Extraction, context: Mapping[str, str | int]) -> None:
         for sequence in extraction.sequences:
