@@ -172,6 +172,45 @@ def test_download_that_disagrees_with_its_checksum(tmp_path: Path, monkeypatch: 
     assert list(tmp_path.iterdir()) == []
 
 
+MISMATCH: Answer = (
+    400,
+    {},
+    b'{"error": {"message": "Provided CRC32C \\"a\\" doesn\'t match calculated CRC32C \\"b\\"."}}',
+)
+
+
+def test_upload_that_was_damaged_on_the_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server compares checksums: one more try, and storage's word for it when that goes on."""
+    answers = iter([MISMATCH])
+    storage = GcsStorage("gs://bucket/run", grace_seconds=30)
+    with answering(lambda method, path: next(answers, OK) if method == "POST" else OK, monkeypatch) as requests:
+        storage.write("a", b"1")
+    assert [request.split()[0] for request in requests] == ["POST", "POST"]
+    storage = GcsStorage("gs://bucket/run", grace_seconds=0.3)
+    with (
+        answering(lambda method, path: MISMATCH, monkeypatch),
+        pytest.raises(CorruptError, match=r"gs://bucket/run/a.*CRC32C"),
+    ):
+        storage.write("a", b"1")
+
+
+def test_an_endpoint_that_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For uploads as for downloads; the library's error is a ValueError, too."""
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", "ftp://127.0.0.1")
+    storage = GcsStorage("gs://bucket/run")
+    for call in (lambda: storage.write("a", b"1"), lambda: storage.read("a")):
+        with pytest.raises(ConfigError, match="InvalidSchema"):
+            call()
+
+
+@pytest.mark.parametrize("operation", ["write", "list"])
+def test_an_answer_that_is_not_the_server_s(tmp_path: Path, operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: Iterator[Answer] = iter([(200, {"Content-Type": "text/html"}, b"<html>Please log in</html>")])
+    with answering(lambda method, path: next(answers, OK) if "/o" in path else OK, monkeypatch) as requests:
+        operations(GcsStorage("gs://bucket/run", outage_seconds=30), tmp_path)[operation]()
+    assert len(requests) == 2
+
+
 @pytest.mark.parametrize("status", [404, 410])
 def test_lost_upload_session_starts_again(status: int, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = iter([(status, {}, b"no such session")])

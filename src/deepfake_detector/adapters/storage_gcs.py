@@ -50,7 +50,6 @@ _REQUEST_SECONDS = 60.0  # most time without a byte; the library's default
 _CHUNK = 8 << 20
 _CREATE_ROUNDS = 3  # more means that somebody else creates and deletes the same name all the time
 _DELAYS = (0.5, 15.0, 2.0)  # the first, the longest (each is drawn between 0 and this), their growth
-_is_transient = DEFAULT_RETRY._predicate  # the library's own list
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")  # cloud.google.com/storage/docs/buckets#naming
 
 _log = logging.getLogger(__name__)
@@ -216,20 +215,29 @@ class GcsStorage:
                 )
             except api.PreconditionFailed:
                 return False
-            except api.GoogleAPICallError as error:
-                if error.code not in (404, 410):
+            except (api.GoogleAPICallError, ValueError) as error:
+                if (meant := self._meant_by(error)) is None:
                     raise
-                self._require_bucket(again=True)
-                raise ConnectionError(f"the session of a resumable upload is gone ({error.code})") from error
-            except auth.GoogleAuthError:  # some are ValueErrors
-                raise
-            except ValueError as error:  # the server kept less of a chunk than was sent, which the library can't resume
-                raise ConnectionError(f"a resumable upload starts again: {error}") from error
+                raise meant from error
             return True
 
         stored = self._run(name, call, trouble)
         trouble.over()
         return stored
+
+    def _meant_by(self, error: Exception) -> Exception | None:
+        """What an upload's error comes to where its class does not tell; None: it does."""
+        if isinstance(error, api.GoogleAPICallError):
+            if error.code in (404, 410):
+                self._require_bucket(again=True)
+                return ConnectionError(f"the session of a resumable upload is gone ({error.code})")
+            # A server that was told a checksum compares it ("Provided CRC32C ... doesn't match calculated CRC32C ...").
+            if error.code == 400 and "crc32c" in str(error).lower():
+                return DataCorruption(None, f"damaged on the way: {error}")
+        elif not isinstance(error, auth.GoogleAuthError | requests.RequestException):  # some are ValueErrors
+            # The server kept less of a chunk than was sent, which the library can't resume.
+            return ConnectionError(f"a resumable upload starts again: {error}")
+        return None
 
     def _chunk_retry(self, trouble: _Trouble) -> Retry | None:
         """How a chunk of an upload is tried again; None: only the whole upload is, in one chunk.
@@ -355,6 +363,11 @@ class _Trouble:
             seconds = time.monotonic() - self._since
             _log.warning("%s: done, %.1f s after the first of %d failed tries", self._where, seconds, self.tries)
             self.tries = 0
+
+
+def _is_transient(error: Exception) -> bool:
+    """The library's own list, and what is no answer of the server's: a page of something in between, for example."""
+    return DEFAULT_RETRY._predicate(error) or isinstance(error, requests.JSONDecodeError)
 
 
 def _refused(error: Exception) -> bool:
