@@ -50,6 +50,11 @@ def act(path: Path, config: Config) -> Extraction:
         left_behind.append(bytearray(300 << 20))
     if what == "much":
         bytearray(300 << 20)
+    if what == "garble":
+        monkey = pytest.MonkeyPatch()  # for as long as the process lives
+        monkey.setattr("deepfake_detector.stages.decoding.pickle.dumps", lambda message: b"\x80\x04\x95 no pickle")
+    if what == "number":
+        return 5  # type: ignore[return-value]
     if what == "bug":
         raise ZeroDivisionError("a bug")
     if what == "settings":
@@ -91,6 +96,14 @@ def test_a_crash_costs_exactly_its_video(tmp_path: Path) -> None:
     told = [result.detail.split() for result in results if result.outcome is Outcome.OK]
     assert [name for name, _, _ in told] == [name for name in names if name.partition("-")[0] in ("ok", "once")]
     assert {tensorflow for _, _, tensorflow in told} == {"False"}
+
+
+def test_an_answer_that_is_none_costs_its_video(tmp_path: Path) -> None:
+    results = run_all(["garble-1", "ok-1", "number-1", "ok-2"], tmp_path)
+    assert [result.outcome for result in results] == [Outcome.CRASHED, Outcome.OK] * 2
+    garbled, number = (result.detail.split("; then ") for result in (results[0], results[2]))
+    assert [detail.startswith("garbled answer (UnpicklingError: ") for detail in garbled] == [True, True]
+    assert number == ["answered with int: expected an extraction"] * 2
 
 
 def test_a_second_try_has_a_process_to_itself(tmp_path: Path) -> None:

@@ -301,10 +301,10 @@ def _receive(slot: _Slot) -> Extraction | _Lost | None:
         return None
     if isinstance(message, DetectorError):
         raise message
-    if isinstance(message, str):
+    if not isinstance(message, Extraction):
         slot.stop()
-        return _Lost(Outcome.CRASHED, message)
-    assert isinstance(message, Extraction)
+        reason = message if isinstance(message, str) else f"answered with {type(message).__name__}: expected an extraction"
+        return _Lost(Outcome.CRASHED, reason)
     if message.outcome is Outcome.OUT_OF_MEMORY:
         slot.stop()  # what a library left behind at the limit is not to be built on
         if not slot.fresh:

@@ -76,14 +76,18 @@ def _send(connection: Connection, message: object) -> None:
 def receive(connection: Connection, received: bytearray) -> object:
     """The parent's half of `_send`: the next message, or NOT_YET; `received` keeps what there is of it.
 
-    Never waits for the rest, since a process may be stopped in mid-answer. Raises EOFError, OSError.
+    Never waits for the rest, since a process may be stopped in mid-answer. What is no message is told as a crash is, in
+    words. Raises EOFError, OSError.
     """
     while connection.poll():
         chunk = connection.recv_bytes()
         if not chunk:
             message = bytes(received)
             received.clear()
-            return pickle.loads(message)
+            try:
+                return pickle.loads(message)
+            except Exception as error:  # any, the documentation of pickle says
+                return f"garbled answer ({type(error).__name__}: {error})"
         received += chunk
     return NOT_YET
 
