@@ -14,7 +14,7 @@ from deepfake_detector.core.errors import StorageError
 from deepfake_detector.core.extraction import Extraction
 from deepfake_detector.core.outcomes import Outcome
 from deepfake_detector.core.recipes import resolve
-from deepfake_detector.stages import preprocess
+from deepfake_detector.stages import predict, preprocess
 from deepfake_detector.stages.plan import make_plan
 from tests.integration.test_storage_gcs import answering
 
@@ -91,3 +91,28 @@ def test_local_videos_that_cannot_be_read(tmp_path: Path) -> None:
     report = preprocess.preprocess_shard(run, config, 0, scratch=tmp_path / "scratch", extract=faceless)
     missing = {video.key for video in report.videos if video.outcome is Outcome.MISSING_FILE}
     assert missing == {"folders/real/0", "folders/real/1", "folders/real/2", "folders/fake/3"}
+
+
+def test_a_bad_object_does_not_keep_others_from_being_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One whose checksum is wrong, one whose name is too long for a file, one that is gone since it was looked for."""
+    videos = [f"gs://bucket/videos/{name}" for name in ("bad.mp4", f"long.{'n' * 300}", "gone.mp4", "text.mp4")]
+
+    def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
+        if not path.startswith("/download/"):
+            return 200, {"Content-Type": "application/json"}, b"{}"
+        wrong = {"X-Goog-Hash": "crc32c=AAAAAA=="} if "bad.mp4" in path else {}
+        return 404 if "gone.mp4" in path else 200, wrong, b"other bytes"
+
+    def open_hasty(uri: str) -> tuple[Storage, str]:
+        folder, _, name = uri.rpartition("/")
+        return GcsStorage(folder, grace_seconds=0.3), name
+
+    monkeypatch.setattr(predict, "open_object", open_hasty)
+    config = override(resolve("demo"), {"operations.decoders": 1}, "test")
+    with answering(answer, monkeypatch):
+        found = list(predict._extractions(videos, config, tmp_path))
+    assert [name for name, _ in found] == videos
+    outcomes = [extraction.outcome for _, extraction in found]
+    assert outcomes == [Outcome.DECODE_ERROR, Outcome.NOT_A_VIDEO, Outcome.MISSING_FILE, Outcome.NOT_A_VIDEO]
+    assert found[0][1].detail.startswith("gs://bucket/videos/bad.mp4: ")
+    assert list(tmp_path.iterdir()) == []

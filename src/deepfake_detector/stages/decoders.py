@@ -303,7 +303,9 @@ def _receive(slot: _Slot) -> Extraction | _Lost | None:
         raise message
     if not isinstance(message, Extraction):
         slot.stop()
-        reason = message if isinstance(message, str) else f"answered with {type(message).__name__}: expected an extraction"
+        reason = (
+            message if isinstance(message, str) else f"answered with {type(message).__name__}: expected an extraction"
+        )
         return _Lost(Outcome.CRASHED, reason)
     if message.outcome is Outcome.OUT_OF_MEMORY:
         slot.stop()  # what a library left behind at the limit is not to be built on

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from tqdm import tqdm
 from deepfake_detector.adapters.files import require_room
 from deepfake_detector.adapters.machine import cpu_limit
 from deepfake_detector.adapters.quiet import silent_stderr
-from deepfake_detector.adapters.storage import checked_name, fetch_file, is_copy, open_storage
+from deepfake_detector.adapters.storage import checked_name, fetch_file, is_copy, open_object, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.calibration import UNDECIDED, Calibration, mean_by_track
 from deepfake_detector.core.config import Config, override
@@ -24,6 +23,7 @@ from deepfake_detector.core.markers import DetectorManifest, decode
 from deepfake_detector.core.outcomes import Outcome
 from deepfake_detector.core.sequences import FaceSequence
 from deepfake_detector.stages.decoders import Decoders
+from deepfake_detector.stages.sources import fetch_video
 
 JSON_SCHEMA = 1
 BATCH = 8  # sequences at once, all of one video: a result never depends on the other videos
@@ -231,11 +231,12 @@ def _extractions(videos: Sequence[str], config: Config, scratch: Path) -> Iterat
     absent = {index: reason for index, video in enumerate(videos) if (reason := _absent(video))}
     present = [index for index in range(len(videos)) if index not in absent]
     copies: dict[int, Path] = {}
+    unread: dict[int, str] = {}
 
     def paths() -> Iterator[Path]:
         for index in present:
             if videos[index].startswith("gs://"):
-                copies[index] = _download(videos[index], scratch / f"{index}{Path(videos[index]).suffix}")
+                copies[index], unread[index] = fetch_video(*open_object(videos[index]), scratch, index)
             yield copies.get(index, Path(videos[index]))
 
     slots = min(config.operations.decoders or cpu_limit(), max(len(present), 1))
@@ -245,7 +246,9 @@ def _extractions(videos: Sequence[str], config: Config, scratch: Path) -> Iterat
             if index in absent:
                 yield video, Extraction(outcome=Outcome.MISSING_FILE, detail=absent[index])
             else:
-                yield video, next(extractions)
+                extraction = next(extractions)
+                reason = unread.pop(index, "")
+                yield video, Extraction(outcome=Outcome.DECODE_ERROR, detail=reason) if reason else extraction
             if index in copies:
                 copies.pop(index).unlink(missing_ok=True)
             bar.update()
@@ -260,12 +263,3 @@ def _absent(video: str) -> str:
     if path.is_dir():
         return "is a folder: expected a video file"
     return "" if path.is_file() else "no such file"
-
-
-def _download(video: str, path: Path) -> Path:
-    """Fetch a gs:// video; where it has gone in the meantime, the missing path becomes its outcome."""
-    parent, _, name = video.rpartition("/")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(NotFoundError):
-        open_storage(parent).download(name, path)
-    return path

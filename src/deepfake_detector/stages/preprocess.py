@@ -9,20 +9,17 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from deepfake_detector.adapters.files import os_errors
 from deepfake_detector.adapters.machine import code_version, cpu_limit
 from deepfake_detector.adapters.records import RecordWriter, encode
 from deepfake_detector.adapters.rounds import round_storage
-from deepfake_detector.adapters.storage import Storage, crc32c_of, open_storage
+from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, fingerprint, require_same, stage_settings
-from deepfake_detector.core.errors import ConfigError, CorruptError, NotFoundError
+from deepfake_detector.core.errors import NotFoundError
 from deepfake_detector.core.extraction import Extraction
 from deepfake_detector.core.markers import RecordFile, ShardReport, decode
 from deepfake_detector.core.outcomes import Outcome, PlannedVideo, VideoOutcome
@@ -30,6 +27,7 @@ from deepfake_detector.core.sequences import RecordEntry
 from deepfake_detector.stages.decoders import Decoders
 from deepfake_detector.stages.decoding import Extract
 from deepfake_detector.stages.plan import committed_plan, load_plan
+from deepfake_detector.stages.sources import Sources
 from deepfake_detector.stages.summary import finish
 
 PROGRESS_SECONDS = 5.0  # storage takes about one write per second per name
@@ -92,7 +90,7 @@ def _make_shard(
     with (
         _ShardFiles(scratch / "records", *shard_of) as files,
         Decoders(config, slots, extract) as decoders,
-        _Sources(open_storage(config.data.videos), videos, scratch / "videos", slots) as sources,
+        Sources(open_storage(config.data.videos), videos, scratch / "videos", slots) as sources,
     ):
         outcomes = _make_records(config, videos, files, decoders, sources, on_progress)
         return _commit(place, config, shard_of, files, outcomes)
@@ -103,7 +101,7 @@ def _make_records(
     videos: list[PlannedVideo],
     files: _ShardFiles,
     decoders: Decoders,
-    sources: _Sources,
+    sources: Sources,
     on_progress: Progress,
 ) -> list[VideoOutcome]:
     outcomes: list[VideoOutcome] = []
@@ -231,71 +229,6 @@ class _ShardFiles:
 
     def _path(self, split: str) -> Path:
         return self._folder / f"{split}-{self._shard:05d}.tfrecord"
-
-
-class _Sources:
-    """The shard's videos as local files, fetched a little ahead of their use by a few threads.
-
-    A video that is gone since the plan was made yields a path where nothing is: the decoder names that outcome. So
-    does one whose bytes keep disagreeing with storage's checksum, which `unread` tells. Raises StorageError where a
-    disk or a network is in trouble, which is not the video's.
-    """
-
-    def __init__(self, storage: Storage, videos: Iterable[PlannedVideo], folder: Path, ahead: int) -> None:
-        self._storage, self._videos, self._folder, self._ahead = storage, list(videos), folder, ahead
-        self._local = not storage.uri.startswith("gs://")
-        self._threads = ThreadPoolExecutor(max_workers=ahead, thread_name_prefix="fetch")
-        self.unread: dict[str, str] = {}  # key -> why its bytes cannot be had, though they are there
-        self._checksums: dict[str, str] = {}
-        self._copies: dict[str, Path] = {}
-
-    def __enter__(self) -> _Sources:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._threads.shutdown(cancel_futures=True)
-        for copy in self._copies.values():
-            copy.unlink(missing_ok=True)
-
-    def paths(self) -> Iterator[Path]:
-        """Local paths in the order of the videos."""
-        pending: deque[tuple[PlannedVideo, Future[tuple[Path, str]]]] = deque()
-        waiting = iter(enumerate(self._videos))
-        while True:
-            while len(pending) <= self._ahead and (item := next(waiting, None)):
-                pending.append((item[1], self._threads.submit(self._fetch, *item)))
-            if not pending:
-                return
-            video, future = pending.popleft()
-            path, self._checksums[video.key] = future.result()
-            yield path
-
-    def release(self, video: PlannedVideo) -> str:
-        """The source's CRC-32C, "" when it is gone; its copy, if one was made, is removed."""
-        copy = self._copies.pop(video.key, None)
-        if copy:
-            copy.unlink(missing_ok=True)
-        return self._checksums.pop(video.key)
-
-    def _fetch(self, number: int, video: PlannedVideo) -> tuple[Path, str]:
-        if self._local:
-            path = Path(self._storage.uri) / video.path
-        else:
-            # A name of our own: the object's may be longer than a file name can be.
-            path = self._folder / f"{number}{PurePosixPath(video.path).suffix[:16]}"
-            self._copies[video.key] = path
-            try:
-                self._storage.download(video.path, path)
-            except NotFoundError:
-                return path, ""
-            except CorruptError as error:
-                self.unread[video.key] = str(error)
-                return path, ""
-        try:
-            with os_errors(path):
-                return path, crc32c_of(path)
-        except (NotFoundError, ConfigError):  # gone, or not to be read by us, now and later
-            return path, ""
 
 
 def _both(on_progress: Progress | None, run: Storage, shard: int) -> Progress:
