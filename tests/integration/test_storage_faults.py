@@ -8,7 +8,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from tests.integration.fault_proxy import RANDOM, Fault, FaultProxy, faulty_serv
 from tests.integration.gcs_server import available
 
 pytestmark = pytest.mark.gcs
-BIG = os.urandom(17 << 20)  # above 8 MiB: a resumable upload
+BIG = os.urandom(9 << 20)  # above 8 MiB: a resumable upload
 SMALL = b"small"
 KINDS = sorted(RANDOM)
 
@@ -117,32 +117,49 @@ def delete(storage: GcsStorage, folder: Path) -> None:
     assert not storage.exists("small")
 
 
-OPERATIONS = [read, write, create, replace, listing, upload, download, exists, delete]
+Operation = Callable[[GcsStorage, Path], None]
+STORED = {"big": BIG, "small": SMALL, **{f"many/{index}": b"1" for index in range(5)}}
+NEEDED: dict[Operation, Collection[str]] = {
+    read: ("big", "small"),
+    write: (),
+    create: (),
+    replace: ("small",),
+    listing: STORED,
+    upload: (),
+    download: ("big",),
+    exists: ("small",),
+    delete: ("small",),
+}
+OPERATIONS = list(NEEDED)
 
 
-def fill(storage: GcsStorage) -> None:
-    storage.write("big", BIG)
-    storage.write("small", SMALL)
-    for index in range(5):
-        storage.write(f"many/{index}", b"1")
+def fill(storage: GcsStorage, names: Collection[str] = tuple(STORED)) -> None:
+    for name in names:
+        storage.write(name, STORED[name])
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "operation"),
+    [
+        (kind, operation)
+        for kind in KINDS
+        for operation in OPERATIONS
+        if kind is not Fault.CUT_UPLOAD or operation in (write, create, replace, upload)
+    ],
+)
 def test_requests_break_again_and_again(
     proxy: FaultProxy,
     storage: GcsStorage,
     tmp_path: Path,
     kind: Fault,
-    operation: Callable[[GcsStorage, Path], None],
+    operation: Operation,
 ) -> None:
     """Every third request, or every fifth where several have to succeed in a row."""
-    fill(storage)
+    fill(storage, NEEDED[operation])
     before = proxy.injected[kind]
     proxy.inject(kind, count=1000, every=5 if operation in (write, create, upload) else 3)
     operation(storage, tmp_path)
-    if kind is not Fault.CUT_UPLOAD or operation in (write, create, replace, upload):
-        assert proxy.injected[kind] > before
+    assert proxy.injected[kind] > before
 
 
 def test_many_threads_through_random_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -199,7 +216,7 @@ def test_a_download_goes_on_where_it_broke(
     proxy: FaultProxy, storage: GcsStorage, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     storage.write("big", BIG)
-    proxy.inject(Fault.SHORT, count=8, method="GET", at=2 << 20)
+    proxy.inject(Fault.SHORT, count=8, method="GET", at=1 << 20)
     before, requests_before = proxy.answered, proxy.requests["GET"]
     storage.download("big", tmp_path / "big")
     assert (tmp_path / "big").read_bytes() == BIG
@@ -272,10 +289,10 @@ def test_an_outage_is_ridden_out_and_reported(
     proxy: FaultProxy,
     storage: GcsStorage,
     tmp_path: Path,
-    operation: Callable[[GcsStorage, Path], None],
+    operation: Operation,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    fill(storage)
+    fill(storage, NEEDED[operation])
     with ThreadPoolExecutor(1) as pool:
         with proxy.outage():
             met = proxy.injected["outage"]
@@ -284,6 +301,7 @@ def test_an_outage_is_ridden_out_and_reported(
             while proxy.injected["outage"] < met + 2:
                 assert time.monotonic() < deadline
                 assert not work.done()
+                time.sleep(0.005)  # the proxy is a thread, too
         work.result()
     begun = [record.message for record in caplog.records if "trying again" in record.message]
     over = [record.message for record in caplog.records if "failed tries" in record.message]
@@ -292,8 +310,8 @@ def test_an_outage_is_ridden_out_and_reported(
 
 
 def test_a_big_object_is_held_once(proxy: FaultProxy, storage: GcsStorage) -> None:
-    """Peak resident memory of a process that reads 96 MiB, over what it held before."""
-    storage.write("big", os.urandom(96 << 20))
+    """Peak resident memory of a process that reads 48 MiB, over what it held before."""
+    storage.write("big", os.urandom(48 << 20))
     program = (
         "import sys; from deepfake_detector.adapters.machine import peak_memory_mb\n"
         "from deepfake_detector.adapters.storage_gcs import GcsStorage\n"
@@ -304,5 +322,5 @@ def test_a_big_object_is_held_once(proxy: FaultProxy, storage: GcsStorage) -> No
         [sys.executable, "-c", program, storage.uri], check=True, capture_output=True, text=True, timeout=120
     )
     size, grown = done.stdout.split()
-    assert int(size) == 96 << 20
-    assert float(grown) < 1.3 * 96
+    assert int(size) == 48 << 20
+    assert float(grown) < 1.3 * 48
