@@ -15,6 +15,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from deepfake_detector.adapters import load_check
+from deepfake_detector.adapters.files import os_errors
 from deepfake_detector.core.calibration import sigmoid
 from deepfake_detector.core.errors import ExportError
 
@@ -29,6 +30,7 @@ def write(model: keras.Model, slope: float, offset: float, folder: Path) -> None
     and as `signatures["serving_default"]` ({"probability", "logit"}), each float32 (n, 1). It is a SavedModel plus
     the unzipped .keras file, since Keras 3 refuses a plain SavedModel. Equal weights and calibration give equal
     bytes in model.weights.h5 and variables/; the graph's and Keras' own descriptions hold random ids and a date.
+    Raises StorageError, ConfigError, and TensorFlow's errors.
     """
     calibration = keras.layers.Dense(
         1, activation="sigmoid", name="probability", dtype="float32", trainable=False
@@ -51,10 +53,11 @@ def write(model: keras.Model, slope: float, offset: float, folder: Path) -> None
     module.model, module.__call__ = detector, detect
     tf.saved_model.save(module, str(folder), signatures={"serving_default": serve})
     archive = folder.with_name(folder.name + ".keras")
-    detector.save(archive)
-    with zipfile.ZipFile(archive) as unzipped:
-        unzipped.extractall(folder)
-    archive.unlink()
+    with os_errors(archive):  # Keras names no file
+        detector.save(archive)
+        with zipfile.ZipFile(archive) as unzipped:
+            unzipped.extractall(folder)
+        archive.unlink()
 
 
 def logits_function(model: keras.Model) -> Callable[[Any], NDArray[np.float32]]:

@@ -91,16 +91,17 @@ def _trained(run: Storage, config: Config) -> TrainedMarker:
 
 def _restore(run: Storage, trained: TrainedMarker, config: Config, scratch: Path) -> Any:
     """The Keras model with the best checkpoint's weights, under the numerics that training had."""
+    name = layout.checkpoint_marker(trained.best_step)
+    marker = decode(CheckpointMarker, run.read(name), f"{run.uri}/{name}")
+    size = sum(file.size for file in marker.files)
+    require_room(scratch, _COPIES * size, f"the checkpoint of step {marker.step} and the model that is made of it")
+
     import tensorflow as tf
 
     from deepfake_detector.training.checkpoints import restore_weights, weights_sha256
     from deepfake_detector.training.model import build
     from deepfake_detector.training.worker import configure_tensorflow
 
-    name = layout.checkpoint_marker(trained.best_step)
-    marker = decode(CheckpointMarker, run.read(name), f"{run.uri}/{name}")
-    size = sum(file.size for file in marker.files)
-    require_room(scratch, _COPIES * size, f"the checkpoint of step {marker.step} and the model that is made of it")
     threads = marker.state.threads
     try:
         configure_tensorflow(threads)
