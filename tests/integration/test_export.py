@@ -175,6 +175,18 @@ def test_a_second_export_does_nothing(exported: Storage, tmp_path: Path) -> None
     assert not list(tmp_path.iterdir())
 
 
+def test_what_a_dead_export_staged_is_removed_by_the_next(exported: Storage, tmp_path: Path) -> None:
+    """It published its model and died before it had tidied up."""
+    from deepfake_detector.stages.export import export
+
+    shutil.copytree(exported.uri, tmp_path / "run")
+    run = open_storage(str(tmp_path / "run"))
+    before = {entry.name for entry in run.list()}
+    run.write(layout.staged_export("0123") + "model/saved_model.pb", b"staged")
+    export(run, tmp_path / "scratch")
+    assert {entry.name for entry in run.list()} == before
+
+
 @pytest.mark.usefixtures("load_here")
 def test_the_same_checkpoint_gives_the_same_weights_calibration_and_report(exported: Storage, tmp_path: Path) -> None:
     from deepfake_detector.stages.export import export

@@ -51,7 +51,7 @@ def commit_export(run: Storage, folder: Path, manifest: DetectorManifest, scratc
         for name, path in _files(source):
             run.upload(path, name)
         run.write(layout.DETECTOR, chosen)
-    _tidy_up(run)
+    tidy_up(run)
     return published
 
 
@@ -86,7 +86,7 @@ def _fetch(run: Storage, choice: str, chosen: bytes, folder: Path) -> Path:
     return folder
 
 
-def _tidy_up(run: Storage) -> None:
+def tidy_up(run: Storage) -> None:
     """Remove staged files, those of exports that died, too. The choice stays: a late export must find it made."""
     for entry in list(run.list(layout.EXPORTS)):
         if "/" in entry.name.removeprefix(layout.EXPORTS):

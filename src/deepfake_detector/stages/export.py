@@ -23,7 +23,7 @@ from deepfake_detector.core.calibration import Calibration
 from deepfake_detector.core.config import Config, fingerprint, flat, require_same, stage_settings
 from deepfake_detector.core.errors import CorruptError, NotFoundError
 from deepfake_detector.core.markers import CheckpointMarker, DetectorManifest, TrainedMarker, decode
-from deepfake_detector.stages.commit_export import commit_export
+from deepfake_detector.stages.commit_export import commit_export, tidy_up
 from deepfake_detector.stages.evaluate import ScoredSplit, calibrate, evaluate, lost_videos, video_scores
 from deepfake_detector.stages.report import report_files
 from deepfake_detector.stages.runs import load_config, records_storage
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 def export(run: Storage, scratch: Path, records: Storage | None = None) -> DetectorManifest:
     """Write RUN/model/ and RUN/report/, unless the marker is there already; returns the marker.
 
+    What dead exports staged is removed in either case.
+
     records: the run whose records are evaluated, by default the one that config.json names. Raises NotFoundError
     before training is complete, ConfigError when the marker was made with other settings, CorruptError when
     checkpoint or records are not those that training committed, ExportError when the written model does not load
@@ -49,6 +51,7 @@ def export(run: Storage, scratch: Path, records: Storage | None = None) -> Detec
         where = f"{run.uri}/{layout.DETECTOR}"
         manifest = decode(DetectorManifest, run.read(layout.DETECTOR), where)
         require_same(settings, manifest.settings, where)
+        tidy_up(run)  # after one that died before it could
         return manifest
     trained = _trained(run, config)
     records = records or records_storage(run)
