@@ -230,7 +230,7 @@ def test_export_waits_for_no_training(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="expected finished training"):
         export(run, tmp_path / "scratch")
     run.write(layout.TRAINED, marker.model_copy(update={"weights_sha256": "0" * 64}).encode())
-    with pytest.raises(CorruptError, match=f"expected {'0' * 64}"):
+    with pytest.raises(CorruptError, match=rf"expected {'0' * 64} .* delete \S+/{layout.TRAINED}, then"):
         export(run, tmp_path / "scratch")
 
 

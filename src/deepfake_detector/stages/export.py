@@ -55,7 +55,11 @@ def export(run: Storage, scratch: Path, records: Storage | None = None) -> Detec
         return manifest
     trained = _trained(run, config)
     records = records or records_storage(run)
-    model = _restore(run, trained, config, scratch)
+    try:
+        model = _restore(run, trained, config, scratch)
+    except (CorruptError, NotFoundError) as error:
+        again = f"to compute it again: delete {run.uri}/{layout.TRAINED}, then give the same command to train"
+        raise type(error)(f"{error} ({again})") from error
     validation, test, frames = _score(model, records, trained, config, scratch)
     calibration = calibrate(validation, config.export.prior)
     for note in calibration.notes:
