@@ -11,7 +11,7 @@ import fcntl
 import sys
 from pathlib import Path
 
-from deepfake_detector.supervisor import member, sigterm, standby, wire
+from deepfake_detector.supervisor import keeper, member, sigterm, standby, wire
 from jobs.train import main
 
 SHORTENED = {
@@ -19,6 +19,8 @@ SHORTENED = {
     "BEAT_SECONDS": wire,
     "CONNECT_SECONDS": member,
     "AFTER_SECONDS": member,
+    "LOOK_SECONDS": keeper,
+    "HOLD_SECONDS": keeper,
     "NEEDS_MB": standby,
 }
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_worker.py")))

@@ -19,6 +19,7 @@ from deepfake_detector.supervisor.attempts import (
     Work,
     under_way,
 )
+from deepfake_detector.supervisor.policy import COMPLETE
 
 WORKERS = [AttemptWorker(index=0, rank=0, address="127.0.0.1:2223", pod="train-0")]
 
@@ -36,6 +37,14 @@ def test_numbers_and_reasons_outlive_the_keeper(tmp_path: Path) -> None:
     assert restarted.reason == KEEPER_GONE
     restarted.open(3, "export", WORKERS)
     assert (restarted.used("train"), restarted.used("export")) == (2, 1)
+
+
+def test_training_that_is_complete_needs_nobody_to_say_so(tmp_path: Path) -> None:
+    """As when the keeper died, or the export began, between training's marker and the attempt's end."""
+    run = open_storage(str(tmp_path))
+    History(run).open(1, "train", WORKERS)
+    run.write(layout.TRAINED, b"{}")
+    assert History(run).reason == COMPLETE
 
 
 def test_two_keepers_cannot_open_the_same_attempt(tmp_path: Path) -> None:

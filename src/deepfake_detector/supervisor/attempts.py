@@ -76,7 +76,7 @@ class History:
         self._shard = shard
         self._attempts = [_read(run, entry.name) for entry in run.list(layout.attempts(shard))]
         if self._attempts and self._attempts[-1].reason is None:
-            self.close(_without_a_word(self._attempts[-1]))
+            self.close(_without_a_word(run, self._attempts[-1]))
 
     @property
     def last(self) -> int:
@@ -160,8 +160,10 @@ def _with_node(attempt: Attempt) -> str:
     return f"{attempt.reason or ''}, on {nodes[0]}" if nodes else attempt.reason or ""
 
 
-def _without_a_word(attempt: Attempt) -> str:
+def _without_a_word(run: Storage, attempt: Attempt) -> str:
     """Why an attempt ended whose end nobody recorded."""
+    if attempt.stage == "train" and run.exists(layout.TRAINED):
+        return COMPLETE
     if attempt.on_one_machine:
         return SILENT
     return KEEPER_GONE if attempt.stage == "train" else POD_GONE
