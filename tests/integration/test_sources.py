@@ -65,7 +65,12 @@ def test_a_bucket_that_goes_away_loses_no_video(tmp_path: Path, monkeypatch: pyt
             had.add(path)
         return 200, {"Content-Type": "application/json"}, b"{}"
 
-    monkeypatch.setattr(preprocess, "open_storage", lambda uri: GcsStorage(uri, outage_seconds=0.3))
+    def hasty(uri: str) -> Storage:
+        storage = GcsStorage(uri, outage_seconds=0.3)
+        monkeypatch.setattr(storage, "_request_seconds", 60.0)  # an answer that comes late is another error
+        return storage
+
+    monkeypatch.setattr(preprocess, "open_storage", hasty)
     with answering(answer, monkeypatch), pytest.raises(StorageError, match="gs://bucket: no such bucket"):
         preprocess.preprocess_shard(run, remote, 0, scratch=tmp_path / "scratch", extract=faceless)
     assert not run.exists(layout.shard_report(0, 1))
