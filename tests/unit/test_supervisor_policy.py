@@ -164,6 +164,24 @@ def test_memory_that_ran_out_before_this_keeper_counts() -> None:
     assert finish.status == EXIT_PERMANENT
 
 
+def test_a_run_that_memory_ended_begins_to_count_anew() -> None:
+    """Given again, with more memory, it must not be ended by what else happens."""
+    rendezvous = rendezvous_of(2, past=Past(last=3, used=3, out_of_memory=3))
+    for event in BOTH:
+        rendezvous.handle(event)
+    assert rendezvous.handle(Left(0)) == [Stop(1), Close(4, "worker 0: its supervisor at 10.0.0.1 is gone")]
+    assert rendezvous.handle(Ended(1, 4, -9, KILLED)) == []
+    assert starts(rendezvous.handle(Joined(W0))) == {0: 0, 1: 1}
+    assert not any(isinstance(action, Finish) for action in rendezvous.handle(Ended(1, 5, -9, OOM)))
+
+
+def test_a_lost_pod_between_them_breaks_the_row_of_those_out_of_memory() -> None:
+    rendezvous = rendezvous_of(2, past=Past(last=2, used=2, out_of_memory=2))
+    for event in (*BOTH, Left(0), Ended(1, 3, -9, KILLED), Joined(W0)):
+        rendezvous.handle(event)
+    assert not any(isinstance(action, Finish) for action in rendezvous.handle(Ended(1, 4, -9, OOM)))
+
+
 W2 = Worker(2, "10.0.0.3", 2222)
 
 

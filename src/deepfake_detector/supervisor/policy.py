@@ -211,7 +211,8 @@ class Rendezvous:
     def _recall(self, past: Past) -> list[Action]:
         self._recalled = True
         self.attempt, self.used, self.ranks = past.last, past.used, dict(past.ranks)
-        self.out_of_memory = past.out_of_memory
+        # Each MOST_OUT_OF_MEMORY of them ended the run: whoever gave it again has more memory for it.
+        self.out_of_memory = past.out_of_memory % MOST_OUT_OF_MEMORY
         if self.last_one:
             return self._finish(EXIT_PERMANENT, exhausted(self.used, self.attempts, past.reason))
         return []
@@ -223,6 +224,8 @@ class Rendezvous:
         self.running.discard(index)
         if index not in self.ranks:
             return []  # a spare
+        if self.open:
+            self.out_of_memory = 0
         return self._fail(f"{worker.name}: its supervisor at {worker.host} {why}")
 
     def _ended(self, event: Ended) -> list[Action]:
@@ -234,9 +237,9 @@ class Rendezvous:
             return [Close(self.attempt, reason), *self._finish(EXIT_PERMANENT, reason)]
         if self.open:
             self.out_of_memory = self.out_of_memory + 1 if event.reason.startswith(OUT_OF_MEMORY) else 0
-        if self.out_of_memory >= MOST_OUT_OF_MEMORY:
-            message = f"{self.out_of_memory} attempts in a row ran out of memory, the last: {reason}"
-            return [Close(self.attempt, reason), *self._finish(EXIT_PERMANENT, message)]
+            if self.out_of_memory >= MOST_OUT_OF_MEMORY:
+                message = f"{self.out_of_memory} attempts in a row ran out of memory, the last: {reason}"
+                return [Close(self.attempt, reason), *self._finish(EXIT_PERMANENT, message)]
         if event.status == EXIT_OK:
             reason += ", but training's marker is not there"
         return self._fail(reason)
