@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deepfake_detector.adapters.kernel import is_stopped
+from deepfake_detector.core.errors import WaitError
 from deepfake_detector.supervisor import child as child_module
 from deepfake_detector.supervisor import sigterm
 from deepfake_detector.supervisor.child import TAIL_BYTES, TAIL_LINES, Child, describe_end, tail
@@ -187,6 +188,24 @@ def test_a_child_that_is_stopped_for_a_moment_goes_on(tmp_path: Path, monkeypatc
 
     assert asyncio.run(run()) == 0
     assert not (tmp_path / "log").exists()
+
+
+def test_a_child_that_does_not_die_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one that waits in the kernel for a mount that hangs: no signal reaches it."""
+    monkeypatch.setattr(child_module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(child_module, "UNKILLABLE_SECONDS", 0.2)
+
+    async def run() -> None:
+        child = await Child.start([sys.executable, "-c", "import signal; signal.pause()"], {}, tmp_path / "log")
+        with monkeypatch.context() as deaf:
+            deaf.setattr(sigterm, "kill_group", lambda _group: None)
+            child.kill()
+            with pytest.raises(WaitError, match=rf"^process {child.pid}: still there 0\.2 s after SIGKILL"):
+                await asyncio.wait_for(child.wait(), 30)
+        child.kill()
+        await child.wait()
+
+    asyncio.run(run())
 
 
 REAPS = """

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import BinaryIO
 
 from deepfake_detector.adapters.kernel import Frozen, reap_group
 from deepfake_detector.adapters.machine import ROOT, MemoryUse, describe_oom, memory_use
+from deepfake_detector.core.errors import WaitError
 from deepfake_detector.supervisor import sigterm
 
 TAIL_BYTES = 64 * 1024
@@ -23,6 +25,7 @@ TAIL_LINES = 200
 FOLLOW_SECONDS = 0.2
 LOOK_SECONDS = 2.0  # between two looks whether a child is frozen
 FROZEN_SECONDS = 10.0  # after which a frozen one is ended: nobody waits for it any longer than for a silent supervisor
+UNKILLABLE_SECONDS = 60.0  # after SIGKILL: whoever is there then waits in the kernel for a device, maybe for ever
 LEASH = Path(__file__).with_name("leash.py")
 
 
@@ -47,6 +50,7 @@ class Child:
         self._memory = memory
         self._root = root
         self._killed: str | None = None  # by this supervisor, and why, where there is more to say than "killed"
+        self._killed_at: float | None = None
         self.log = log
         self.pid = process.pid
 
@@ -102,12 +106,14 @@ class Child:
         """SIGKILL to the whole group: TensorFlow may not exit on SIGTERM. reason: to be told as its end's."""
         if self.alive:
             self._killed = self._killed or reason
+            self._killed_at = self._killed_at or time.monotonic()
             sigterm.kill_group(self.pid)
 
     async def wait(self) -> End:
         """Wait for its end, which the kernel tells at once; whatever it had started goes with it.
 
-        A child that is frozen for FROZEN_SECONDS is ended.
+        A child that is frozen for FROZEN_SECONDS is ended. Raises WaitError when one does not die of SIGKILL: this
+        supervisor can't go on, but whoever takes over its part elsewhere can.
         """
         status = await self._ended()
         sigterm.kill_group(self.pid)
@@ -130,6 +136,11 @@ class Child:
             except TimeoutError:
                 if frozen.seconds() >= FROZEN_SECONDS:
                     self.kill(was_frozen())
+                if self._killed_at and time.monotonic() - self._killed_at >= UNKILLABLE_SECONDS:
+                    raise WaitError(
+                        f"process {self.pid}: still there {UNKILLABLE_SECONDS:g} s after SIGKILL, expected it to die "
+                        "(it waits in the kernel: see the node's disks, mounts and devices)"
+                    ) from None
 
 
 @contextlib.asynccontextmanager
