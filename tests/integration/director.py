@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deepfake_detector.adapters.attempts import Attempt
 from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, override
 from deepfake_detector.core.topology import PORTS
 from deepfake_detector.stages.runs import save_config
 from deepfake_detector.supervisor import terms
-from deepfake_detector.supervisor.attempts import Attempt
 from tests.integration.forked import ROOT, Forked
 
 PATIENCE = 30.0  # seconds for an event that must come

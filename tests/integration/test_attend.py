@@ -15,6 +15,7 @@ from typing import Literal
 
 import pytest
 
+from deepfake_detector.adapters.attempts import Attempt
 from deepfake_detector.adapters.machine import memory_use
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.adapters.storage_local import LocalStorage
@@ -23,7 +24,7 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.stages.runs import save_config
 from deepfake_detector.supervisor import attend, sigterm
-from deepfake_detector.supervisor.attempts import EXPORTED, POD_GONE, SHARD_DONE, SILENT, STOPPED, Attempt, History
+from deepfake_detector.supervisor.attempts import EXPORTED, POD_GONE, SHARD_DONE, SILENT, STOPPED, History
 from deepfake_detector.supervisor.where import Where
 from tests.integration.director import PATIENCE, ROOT, FakeWorker, Stage
 from tests.integration.forked import Forked

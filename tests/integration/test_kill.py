@@ -19,13 +19,14 @@ from pathlib import Path
 
 import pytest
 
+from deepfake_detector.adapters.attempts import Attempt
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.markers import DetectorManifest, TrainedMarker, decode
 from deepfake_detector.core.timeline import steps, table
 from deepfake_detector.display import TrainDisplay
 from deepfake_detector.supervisor import terms
-from deepfake_detector.supervisor.attempts import SILENT, Attempt
+from deepfake_detector.supervisor.attempts import SILENT
 from tests.integration.director import ROOT, free_port
 from tests.make_records import make_run, tiny
 

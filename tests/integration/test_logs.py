@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from deepfake_detector.adapters.attempts import Attempt, AttemptWorker, Work
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.cluster.logs import TAIL_LINES, show_logs
 from deepfake_detector.core import layout
@@ -15,9 +16,6 @@ from deepfake_detector.supervisor.attempts import (
     KEEPER_GONE,
     POD_GONE,
     SHARD_DONE,
-    Attempt,
-    AttemptWorker,
-    Work,
 )
 from deepfake_detector.supervisor.policy import COMPLETE
 from tests.integration.stand_in import StandIn, job, pod

@@ -14,13 +14,14 @@ from typing import Any
 
 import pytest
 
+from deepfake_detector.adapters.attempts import AttemptWorker
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import EXIT_RETRY, EXIT_UNAVAILABLE, PeerError, StorageError
 from deepfake_detector.core.waiting import Budget, InVain, in_vain
 from deepfake_detector.stages.runs import load_config
 from deepfake_detector.supervisor import keeper, member, terms
-from deepfake_detector.supervisor.attempts import EXPORTED, SILENT, AttemptWorker, History
+from deepfake_detector.supervisor.attempts import EXPORTED, SILENT, History
 from deepfake_detector.supervisor.member import Member
 from deepfake_detector.supervisor.office import Office
 from deepfake_detector.supervisor.place import Place

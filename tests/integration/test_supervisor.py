@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from deepfake_detector.adapters.attempts import AttemptWorker
 from deepfake_detector.adapters.storage_local import LocalStorage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import EXIT_UNAVAILABLE, StorageError
 from deepfake_detector.supervisor import sigterm, supervise
-from deepfake_detector.supervisor.attempts import KEEPER_GONE, SILENT, STOPPED, AttemptWorker, History
+from deepfake_detector.supervisor.attempts import KEEPER_GONE, SILENT, STOPPED, History
 from deepfake_detector.supervisor.child import End
 from deepfake_detector.supervisor.where import NOWHERE
 from jobs.train import main

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from deepfake_detector.adapters.attempts import AttemptWorker
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.markers import EpochMetrics, RecordsSummary, ShardReport
 from deepfake_detector.core.outcomes import Outcome, VideoOutcome
 from deepfake_detector.display import PreprocessDisplay, TrainDisplay, describe_records
-from deepfake_detector.supervisor.attempts import AttemptWorker, History
+from deepfake_detector.supervisor.attempts import History
 from deepfake_detector.supervisor.policy import COMPLETE
 from tests.unit.test_status import plan
 
@@ -56,6 +57,14 @@ def test_each_epoch_and_each_lost_attempt_is_told_once(run: Storage, capsys: pyt
         "  epoch   2: loss 0.5000, accuracy 0.750, validation AUC 0.9000, 1.5 s",
         "  attempt 1 ended: worker 0: killed by signal 9 (SIGKILL)",
     ]
+
+
+def test_a_damaged_attempt_is_told_of_once(run: Storage, capsys: pytest.CaptureFixture[str]) -> None:
+    with TrainDisplay(run) as display:
+        run.write(layout.attempt(1), b"{")
+        display.last_words()
+        display.last_words()
+    assert capsys.readouterr().out.splitlines() == ["  attempt 1 ended: unknown: its record is damaged"]
 
 
 def test_a_look_that_comes_late_tells_in_order(run: Storage, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,8 +22,7 @@ def run(tmp_path: Path) -> Storage:
     return run
 
 
-@pytest.mark.parametrize("name", [layout.attempt(1), layout.REPORT_METRICS, layout.METRICS])
-@pytest.mark.parametrize(
+DAMAGES = pytest.mark.parametrize(
     "data",
     [
         pytest.param(b'{"attempt": 1', id="cut off"),
@@ -31,11 +30,21 @@ def run(tmp_path: Path) -> Storage:
         pytest.param(b"[1]", id="no object"),
     ],
 )
+
+
+@pytest.mark.parametrize("name", [layout.REPORT_METRICS, layout.METRICS])
+@DAMAGES
 def test_a_damaged_document_is_named(run: Storage, name: str, data: bytes) -> None:
     run.write(name, data)
     with pytest.raises(CorruptError, match=name) as caught:
         read_status(run)
     assert "\n" not in str(caught.value)
+
+
+@DAMAGES
+def test_a_damaged_attempt_is_shown_among_the_others(run: Storage, data: bytes) -> None:
+    run.write(layout.attempt(1), data)
+    assert "          attempt 1: unknown: its record is damaged" in to_text(read_status(run)).splitlines()
 
 
 def test_warnings_of_the_plan_are_shown(run: Storage) -> None:

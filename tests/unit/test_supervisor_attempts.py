@@ -4,19 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from deepfake_detector.adapters.attempts import DAMAGED, AttemptWorker, Work
 from deepfake_detector.adapters.storage import open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import WaitError
 from deepfake_detector.supervisor.attempts import (
-    DAMAGED,
     KEEPER_GONE,
     POD_GONE,
     SHARD_DONE,
     SILENT,
     STOPPED,
-    AttemptWorker,
     History,
-    Work,
     under_way,
 )
 from deepfake_detector.supervisor.policy import COMPLETE

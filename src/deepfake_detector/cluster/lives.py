@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from deepfake_detector.adapters.attempts import Attempt, AttemptWorker
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import CorruptError, NotFoundError
 from deepfake_detector.core.markers import decode
-from deepfake_detector.supervisor.attempts import SUCCESSES, Attempt, AttemptWorker
+from deepfake_detector.supervisor.attempts import SUCCESSES
 from deepfake_detector.supervisor.where import NOWHERE, Where
 
 READERS = 8  # attempts read at a time: one takes about 50 ms from a bucket

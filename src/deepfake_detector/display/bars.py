@@ -14,6 +14,7 @@ from typing import Any, Self
 
 from tqdm import tqdm
 
+from deepfake_detector.adapters.attempts import Attempt, read_attempt
 from deepfake_detector.adapters.epochs import read_epochs
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
@@ -21,7 +22,6 @@ from deepfake_detector.core.errors import NotFoundError
 from deepfake_detector.core.markers import PlanSummary, ShardReport, decode
 from deepfake_detector.core.outcomes import Outcome
 from deepfake_detector.display.words import describe_epoch
-from deepfake_detector.supervisor.attempts import Attempt
 from deepfake_detector.supervisor.policy import COMPLETE
 
 LOCAL_SECONDS, REMOTE_SECONDS = 0.5, 5.0  # between two looks at the run
@@ -193,8 +193,4 @@ class TrainDisplay(Display):
 
     def _attempts(self, known: Collection[int]) -> list[Attempt]:
         names = [entry.name for entry in self.run.list(layout.ATTEMPTS)]
-        return [
-            decode(Attempt, self.run.read(name), f"{self.run.uri}/{name}")
-            for name in names
-            if int(name.removeprefix(layout.ATTEMPTS)[:5]) not in known
-        ]
+        return [read_attempt(self.run, name) for name in names if layout.attempt_number(name) not in known]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from deepfake_detector.adapters.attempts import Attempt, read_attempt
 from deepfake_detector.adapters.epochs import read_epochs
 from deepfake_detector.adapters.rounds import finished_rounds, round_storage
 from deepfake_detector.adapters.storage import Storage
@@ -50,7 +51,7 @@ class Status(Document):
     retries: list[RetryProgress]
     epochs: list[EpochMetrics]
     trained: TrainedMarker | None
-    attempts: list[dict[str, Any]]
+    attempts: list[Attempt]
     model: DetectorManifest | None
     metrics: dict[str, Any] | None  # report/metrics.json
 
@@ -71,7 +72,7 @@ def read_status(run: Storage) -> Status:
         retries=[each for number in range(1, len(rounds) + 1) if (each := _retry(records, number, len(rounds)))],
         epochs=read_epochs(run),
         trained=_optional(run, layout.TRAINED, TrainedMarker),
-        attempts=[_object(run, entry.name) for entry in run.list(layout.ATTEMPTS)],
+        attempts=[read_attempt(run, entry.name) for entry in run.list(layout.ATTEMPTS)],
         model=_optional(run, layout.DETECTOR, DetectorManifest),
         metrics=_object(run, layout.REPORT_METRICS) if run.exists(layout.REPORT_METRICS) else None,
     )
@@ -183,7 +184,7 @@ def _training_lines(status: Status) -> list[str]:
             f"{epoch.train_accuracy:.4f}    {_number(epoch.validation_loss)}    {_number(epoch.validation_auc)}"
         )
     for attempt in status.attempts:
-        lines.append(f"          attempt {attempt.get('attempt')}: {attempt.get('reason') or 'running'}")
+        lines.append(f"          attempt {attempt.attempt}: {attempt.reason or 'running'}")
     return lines
 
 

@@ -7,57 +7,26 @@ logs/preprocess/<index>/attempts/NNNNN.json  one for each life of a shard's proc
 from __future__ import annotations
 
 import itertools
-import logging
 import time
 from collections.abc import Sequence
-from typing import Literal
 
+from deepfake_detector.adapters.attempts import Attempt, AttemptWorker, Work, read_attempt
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import CorruptError, WaitError
-from deepfake_detector.core.markers import Document, decode
+from deepfake_detector.core.errors import WaitError
 from deepfake_detector.core.pods import OUT_OF_MEMORY
 from deepfake_detector.supervisor import sigterm
 from deepfake_detector.supervisor.policy import COMPLETE
 
-log = logging.getLogger(__name__)
-Work = Literal["preprocess", "train", "export"]
 EXPORTED = "the model is exported"
 SHARD_DONE = "the shard is done"
 KEEPER_GONE = "the supervisor that kept the rendezvous is gone"
 POD_GONE = "its pod was lost, or killed with all that ran in it"
 STOPPED = "ended with the command that ran it (Ctrl-C, a shutdown)"
 SILENT = "ended without a word (killed, or its machine went down)"
-DAMAGED = "unknown: its record is damaged"
 SUCCESSES = (COMPLETE, EXPORTED, SHARD_DONE)
 UNCOUNTED = (STOPPED, SILENT)  # on one machine, where each command gives up by itself what fails again and again
 REASONS = 3  # of the last attempts, told when there is none left
-
-
-class AttemptWorker(Document):
-    """address: of its TensorFlow process; pod, node: their names. Each is "" where there is none."""
-
-    index: int
-    rank: int
-    address: str = ""
-    pod: str = ""
-    node: str = ""
-
-
-class Attempt(Document):
-    """started and ended: seconds since 1970 (UTC). reason: why it ended; None: it runs."""
-
-    attempt: int
-    stage: Work
-    workers: list[AttemptWorker]
-    started: float
-    ended: float | None = None
-    reason: str | None = None
-
-    @property
-    def on_one_machine(self) -> bool:
-        """It ran in no pod."""
-        return bool(self.workers) and not any(worker.pod for worker in self.workers)
 
 
 class History:
@@ -74,7 +43,7 @@ class History:
         """
         self._run = run
         self._shard = shard
-        self._attempts = [_read(run, entry.name) for entry in run.list(layout.attempts(shard))]
+        self._attempts = [read_attempt(run, entry.name) for entry in run.list(layout.attempts(shard))]
         if self._attempts and self._attempts[-1].reason is None:
             self.close(_without_a_word(run, self._attempts[-1]))
 
@@ -126,7 +95,7 @@ class History:
         if not self._attempts:
             return
         name = layout.attempt(self.last, self._shard)
-        last = _read(self._run, name)
+        last = read_attempt(self._run, name)
         if last.reason is not None:
             self._attempts[-1] = last
             return
@@ -139,19 +108,10 @@ class History:
 def under_way(run: Storage, without: int) -> bool:
     """Whether training goes on, as far as its latest attempt tells, and not with the supervisor of this index."""
     names = [entry.name for entry in run.list(layout.attempts())]
-    latest = _read(run, names[-1]) if names else None
+    latest = read_attempt(run, names[-1]) if names else None
     if latest is None or latest.reason is not None or latest.stage != "train":
         return False
     return without not in [worker.index for worker in latest.workers]
-
-
-def _read(run: Storage, name: str) -> Attempt:
-    """A damaged one counts as one of training's that has ended."""
-    try:
-        return decode(Attempt, run.read(name), f"{run.uri}/{name}")
-    except CorruptError as error:
-        log.warning("counted, though it can't be read: %s", error)
-        return Attempt(attempt=layout.attempt_number(name), stage="train", workers=[], started=0.0, reason=DAMAGED)
 
 
 def _with_node(attempt: Attempt) -> str:

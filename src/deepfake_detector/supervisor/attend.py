@@ -17,6 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+from deepfake_detector.adapters.attempts import AttemptWorker
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.errors import (
@@ -30,7 +31,7 @@ from deepfake_detector.core.errors import (
 from deepfake_detector.core.pods import OUT_OF_MEMORY
 from deepfake_detector.stages.runs import load_config
 from deepfake_detector.supervisor import sigterm
-from deepfake_detector.supervisor.attempts import EXPORTED, SHARD_DONE, AttemptWorker, History, in_words
+from deepfake_detector.supervisor.attempts import EXPORTED, SHARD_DONE, History, in_words
 from deepfake_detector.supervisor.child import Child, End, follow
 from deepfake_detector.supervisor.logs import STORE_SECONDS, store_log, within
 from deepfake_detector.supervisor.policy import WITHOUT_SUCCESS, exhausted

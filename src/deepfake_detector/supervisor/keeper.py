@@ -8,13 +8,14 @@ import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 
+from deepfake_detector.adapters.attempts import AttemptWorker
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Operations
 from deepfake_detector.core.errors import EXIT_UNAVAILABLE, PeerError, StorageError, WaitError
 from deepfake_detector.core.waiting import Budget, workers_missing
 from deepfake_detector.supervisor import sigterm, terms, wire
-from deepfake_detector.supervisor.attempts import AttemptWorker, History
+from deepfake_detector.supervisor.attempts import History
 from deepfake_detector.supervisor.policy import (
     Action,
     Close,

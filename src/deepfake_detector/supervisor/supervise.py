@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from deepfake_detector.adapters.attempts import AttemptWorker
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import EXIT_PERMANENT, ConfigError, DetectorError, PeerError, WaitError
 from deepfake_detector.core.waiting import Budget
 from deepfake_detector.supervisor import sigterm
-from deepfake_detector.supervisor.attempts import EXPORTED, AttemptWorker, History, in_words, under_way
+from deepfake_detector.supervisor.attempts import EXPORTED, History, in_words, under_way
 from deepfake_detector.supervisor.child import Child, End, follow
 from deepfake_detector.supervisor.logs import store_log
 from deepfake_detector.supervisor.member import Member
