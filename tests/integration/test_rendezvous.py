@@ -21,12 +21,13 @@ from deepfake_detector.core.errors import EXIT_RETRY, EXIT_UNAVAILABLE, PeerErro
 from deepfake_detector.core.waiting import Budget, InVain, in_vain
 from deepfake_detector.stages.runs import load_config
 from deepfake_detector.supervisor import keeper, member, terms
+from deepfake_detector.supervisor import supervise as supervise_module
 from deepfake_detector.supervisor.attempts import EXPORTED, SILENT, History
 from deepfake_detector.supervisor.member import Member
 from deepfake_detector.supervisor.office import Office
 from deepfake_detector.supervisor.place import Place
 from deepfake_detector.supervisor.policy import COMPLETE
-from deepfake_detector.supervisor.supervise import supervise
+from deepfake_detector.supervisor.supervise import _train, supervise
 from deepfake_detector.supervisor.terms import Peer
 from tests.integration.director import PATIENCE, Stage
 from tests.integration.fake_train import FAKE
@@ -113,15 +114,20 @@ class CutOff(Member):
         return await super()._register(keeper)
 
 
+def place_of(stage: Stage, index: int) -> Place:
+    texts = stage.peers.split(",")
+    peers = tuple(Peer("127.0.0.1", int(peer.rpartition(":")[2])) for peer in texts)
+    return Place(index, peers, "127.0.0.1", 20_000 + 8 * index, stage.folder / texts[index], stage.environment(index))
+
+
 @contextlib.asynccontextmanager
 async def cast_off(stage: Stage) -> AsyncIterator[list[CutOff]]:
     """All supervisors, in this process."""
     config = load_config(stage.run)
     offices, members = [], []
-    for index, text in enumerate(stage.peers.split(",")):
+    for index in range(stage.size):
         budget = Budget(config.operations.rendezvous_seconds)
-        peers = tuple(Peer("127.0.0.1", int(peer.rpartition(":")[2])) for peer in stage.peers.split(","))
-        place = Place(index, peers, "127.0.0.1", 20_000 + 8 * index, stage.folder / text, stage.environment(index))
+        place = place_of(stage, index)
         offices.append(Office(place, stage.run, config, budget))
         members.append(CutOff(place, stage.run, (*FAKE, "train"), offices[-1], budget))
     try:
@@ -202,15 +208,41 @@ def test_a_spare_that_was_cut_off_is_called_back(tmp_path: Path) -> None:
         asyncio.run(play(stage))
 
 
-def test_who_waits_in_vain_while_others_train_does_not_end_the_job(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("short")
+def test_a_spare_that_waits_in_vain_while_others_train_waits_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its end would end the Job, and the others with it."""
+
+    async def play(stage: Stage) -> None:
+        config = load_config(stage.run)
+        async with cast_off(stage) as members, asyncio.timeout(PATIENCE):
+            members[0].healed = members[1].healed = True
+            tasks = [asyncio.create_task(member.run()) for member in members[:2]]
+            children = await asyncio.to_thread(stage.cast)
+            spare = asyncio.create_task(_train(place_of(stage, 2), stage.run, config, (*FAKE, "train")))
+            while "training goes on without this one" not in caplog.text:
+                assert not spare.done(), spare
+                await asyncio.sleep(0.01)
+            for child in reversed(children):
+                await asyncio.to_thread(child.order, 0, marker=True)
+            assert await asyncio.gather(*tasks, spare) == [None, None, None]
+
+    monkeypatch.setattr(supervise_module, "Member", CutOff)
+    with Stage(tmp_path, settings={"operations.spares": 1, "operations.rendezvous_seconds": 2.0}) as stage:
+        asyncio.run(play(stage))
+
+
+def test_a_spare_whose_workers_are_dead_says_that_they_did_not_come(tmp_path: Path) -> None:
+    """They opened an attempt, which nobody has closed."""
     settings = {"operations.spares": 1, "operations.rendezvous_seconds": 0.5}
     with Stage(tmp_path, settings=settings) as stage:
         places = [AttemptWorker(index=index, rank=rank) for rank, index in enumerate((0, 2))]
         History(stage.run).open(1, "train", places)
         stage.start(1)
         status, line = stage.end(1)
-        assert status == EXIT_RETRY
-        assert line.startswith("error: training goes on without this one: workers 0 (127.0.0.1:")
+        assert status == EXIT_UNAVAILABLE
+        assert line.startswith("error: workers 0 (127.0.0.1:")
 
 
 def test_trouble_in_telling_of_a_child_ends_its_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
 from dataclasses import asdict
 
 from deepfake_detector.adapters.attempts import AttemptWorker
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.config import Operations
-from deepfake_detector.core.errors import EXIT_UNAVAILABLE, PeerError, StorageError, WaitError
+from deepfake_detector.core.config import Config
+from deepfake_detector.core.errors import EXIT_UNAVAILABLE, DetectorError, PeerError, WaitError
 from deepfake_detector.core.waiting import Budget, workers_missing
 from deepfake_detector.supervisor import sigterm, terms, wire
 from deepfake_detector.supervisor.attempts import History
+from deepfake_detector.supervisor.place import Place
 from deepfake_detector.supervisor.policy import (
     Action,
     Close,
@@ -34,7 +34,7 @@ from deepfake_detector.supervisor.policy import (
     Stop,
     Worker,
 )
-from deepfake_detector.supervisor.terms import NOBODY, Peer, Term
+from deepfake_detector.supervisor.terms import Term
 from deepfake_detector.supervisor.where import Where
 
 log = logging.getLogger(__name__)
@@ -46,20 +46,18 @@ HOLD_SECONDS = 10.0  # while enough are here: whether a spare that could not rea
 class Keeper:
     """One term of the rendezvous, kept by this supervisor: `listen`, `take`, `run`, and `close` however it went.
 
-    peers: every supervisor, spares included, in order of index; workers: ranks to fill; budget: of this supervisor, to
-    wait for others.
+    budget: of this supervisor, to wait for others.
     """
 
-    def __init__(
-        self, run: Storage, peers: Sequence[Peer], workers: int, operations: Operations, budget: Budget
-    ) -> None:
+    def __init__(self, run: Storage, place: Place, config: Config, budget: Budget) -> None:
+        workers = config.train.workers
         self._run = run
-        self._peers = peers
+        self._place = place
         self._budget = budget
-        self._policy = Rendezvous(workers, attempts=operations.attempts, spares=len(peers) - workers, budget=budget)
-        self._number = 0  # of the term
-        self._index = -1
-        self._here = NOBODY
+        self._policy = Rendezvous(
+            workers, attempts=config.operations.attempts, spares=len(place.peers) - workers, budget=budget
+        )
+        self._number = 0  # of the latest term that it has begun
         self._server: asyncio.Server | None = None
         self._history: History | None = None
         self._links: dict[int, asyncio.StreamWriter] = {}
@@ -67,20 +65,17 @@ class Keeper:
         self._finish: Finish | None = None
         self._telling = contextlib.ExitStack()  # a farewell for as long as an attempt is open
 
-    async def listen(self, here: Peer) -> None:
-        """Answer on this address; raises WaitError where something else does."""
+    async def listen(self) -> None:
+        """Answer at this supervisor's place; raises WaitError where something else does."""
+        here = self._place.rendezvous
         try:
             self._server = await asyncio.start_server(self._serve, here.host, here.port, limit=wire.MAX_LINE)
         except OSError as error:
             raise WaitError(f"{here}: {error.strerror}, expected to keep the rendezvous there") from None
 
-    async def take(self, number: int, index: int, here: Peer) -> Term | None:
-        """Take this term, as supervisor `index` at `here`; None when somebody else has. Raises StorageError."""
-        self._index, self._here = index, here
-        return await self._take(number)
-
-    async def _take(self, number: int) -> Term | None:
-        term = await asyncio.to_thread(terms.take, self._run, number, self._index, self._here)
+    async def take(self, number: int) -> Term | None:
+        """Begin this term; None when somebody else has. Raises StorageError."""
+        term = await asyncio.to_thread(terms.take, self._run, number, self._place.index, self._place.rendezvous)
         if term:
             self._number = term.number
         return term
@@ -126,10 +121,10 @@ class Keeper:
                 newest = await asyncio.to_thread(terms.latest, self._run)
                 if newest is None or newest.number <= self._number or self._policy.missing:
                     continue
-                if newest.number == seen and (held := await self._take(newest.number + 1)):
+                if newest.number == seen and not sigterm.asked() and (held := await self.take(newest.number + 1)):
                     log.info("%s began term %d: taken back by term %d", newest, seen, held.number)
                 seen = newest.number
-            except StorageError as error:
+            except DetectorError as error:  # spares are called back later; nothing else depends on it
                 log.warning("later terms of the rendezvous: %s", error)
 
     async def close(self) -> None:
@@ -155,7 +150,7 @@ class Keeper:
 
         Where it could end an attempt, or the waiting, training's marker has the last word on how.
         """
-        missing = {index: str(self._peers[index]) for index in self._policy.missing}
+        missing = {index: str(self._place.peers[index]) for index in self._policy.missing}
         if missing:
             log.info("waiting for worker %s", ", ".join(f"{index} ({peer})" for index, peer in missing.items()))
         event = await self._awaited(missing)
@@ -276,7 +271,7 @@ class Keeper:
                 "base_port": int(port),
                 "pod": str(pod),
                 "node": str(node),
-            } if 0 <= index < len(self._peers):
+            } if 0 <= index < len(self._place.peers):
                 return Worker(index, host, port, Where(pod, node))
         log.warning("a connection was refused: expected a supervisor of %s, got %s", self._run.uri, message)
         return None

@@ -10,7 +10,7 @@ from deepfake_detector.core.waiting import Budget
 from deepfake_detector.supervisor import terms
 from deepfake_detector.supervisor.keeper import FAREWELL_SECONDS, Keeper
 from deepfake_detector.supervisor.place import Place
-from deepfake_detector.supervisor.terms import Term
+from deepfake_detector.supervisor.terms import NO_KEEPER, Term
 
 
 class Office:
@@ -22,6 +22,8 @@ class Office:
         self._config = config
         self._budget = budget
         self._keeping: asyncio.Task[None] | None = None
+        self._taken = 0  # the first term that this supervisor has begun
+        self.superseded = False  # by another's term, after that: somebody else is alive
 
     async def find(self, unreachable: int) -> Term:
         """The term that holds. This supervisor takes the next one where there is none, or only `unreachable`.
@@ -35,6 +37,8 @@ class Office:
                 await keeping
             newest = await asyncio.to_thread(terms.latest, self._run)
             if newest and newest.number > unreachable:
+                elsewhere = newest.keeper not in (self._place.index, NO_KEEPER)
+                self.superseded = self.superseded or (elsewhere and 0 < self._taken < newest.number)
                 return newest
             await self.close(0)
             if taken := await self._take(newest.number + 1 if newest else 1):
@@ -42,17 +46,17 @@ class Office:
 
     async def _take(self, number: int) -> Term | None:
         """Keep the term `number` of the rendezvous; None where another has taken it."""
-        here, workers = self._place.rendezvous, self._config.train.workers
-        keeper = Keeper(self._run, self._place.peers, workers, self._config.operations, self._budget)
-        await keeper.listen(here)  # first: whoever reads of the term connects at once
+        keeper = Keeper(self._run, self._place, self._config, self._budget)
+        await keeper.listen()  # first: whoever reads of the term connects at once
         try:
-            term = await keeper.take(number, self._place.index, here)
+            term = await keeper.take(number)
         except BaseException:
             await keeper.close()
             raise
         if term is None:
             await keeper.close()
         else:
+            self._taken = self._taken or number
             self._keeping = asyncio.create_task(_keep(keeper))
         return term
 

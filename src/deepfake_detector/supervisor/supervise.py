@@ -12,7 +12,7 @@ from deepfake_detector.adapters.attempts import AttemptWorker
 from deepfake_detector.adapters.storage import Storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
-from deepfake_detector.core.errors import EXIT_PERMANENT, ConfigError, DetectorError, PeerError, WaitError
+from deepfake_detector.core.errors import EXIT_PERMANENT, ConfigError, DetectorError, PeerError
 from deepfake_detector.core.waiting import Budget
 from deepfake_detector.supervisor import sigterm
 from deepfake_detector.supervisor.attempts import EXPORTED, History, in_words, under_way
@@ -58,16 +58,19 @@ async def _supervise(place: Place, run: Storage, config: Config, train: Sequence
 
 
 async def _train(place: Place, run: Storage, config: Config, command: Sequence[str]) -> None:
-    budget = Budget(config.operations.rendezvous_seconds)
-    office = Office(place, run, config, budget)
-    try:
-        error = await Member(place, run, command, office, budget, standby=config.operations.standby).run()
-    except PeerError as error:  # its status would end the Job, and the others with it
-        if await asyncio.to_thread(under_way, run, place.index):
-            raise WaitError(f"training goes on without this one: {error}") from error
-        raise
-    finally:
-        await office.close()
+    while True:
+        budget = Budget(config.operations.rendezvous_seconds)
+        office = Office(place, run, config, budget)
+        try:
+            error = await Member(place, run, command, office, budget, standby=config.operations.standby).run()
+            break
+        except PeerError as unmet:
+            # A spare that is cut off from the others, who call it back: its end would end the Job, and them with it.
+            if not (office.superseded and await asyncio.to_thread(under_way, run, place.index)):
+                raise
+            log.warning("training goes on without this one, which waits to be needed: %s", unmet)
+        finally:
+            await office.close()
     if error is not None:
         raise TrainingError(error)
 

@@ -28,7 +28,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Term:
-    """number: from 1; keeper: the supervisor's index, -1 and no address where its object is damaged."""
+    """number: from 1; keeper: the supervisor's index, NO_KEEPER and NOBODY's address where its object is damaged."""
 
     number: int
     keeper: int
@@ -48,6 +48,7 @@ class _Stored(Document):
 
 
 NOBODY = Peer("", 0)
+NO_KEEPER = -1
 
 
 def latest(run: Storage) -> Term | None:
@@ -59,7 +60,7 @@ def latest(run: Storage) -> Term | None:
     try:
         stored = decode(_Stored, run.read(names[-1]), f"{run.uri}/{names[-1]}")
     except (CorruptError, NotFoundError):  # whoever is there can't be found: the next term is anybody's
-        return Term(number, -1, NOBODY)
+        return Term(number, NO_KEEPER, NOBODY)
     return Term(number, stored.index, Peer(stored.host, stored.port))
 
 
