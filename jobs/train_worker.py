@@ -45,6 +45,9 @@ def standby() -> dict[str, str]:
 
     Ends with status 0 when the supervisor has closed the pipe without a word.
     """
+    from deepfake_detector.adapters.tensorflow_import import import_tensorflow
+
+    import_tensorflow()
     from deepfake_detector.training import loop  # noqa: F401
 
     line = sys.stdin.readline()

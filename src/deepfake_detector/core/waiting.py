@@ -6,9 +6,9 @@ While no pod is lost, a training whose workers do not all come ends at most
 
 after its first pod runs: the first supervisor keeps the rendezvous and waits for the others; whoever can't reach it
 keeps one of its own for the rest of its budget, after a last try to connect. A spare that did so while the others train
-is called back: who keeps a complete set takes the rendezvous again, and a keeper of missing workers comes over. While it
-is called and can't come it waits on, since its end would end the others' Job. Each complete set is an attempt, and those
-are counted (operations.attempts), so workers that come and go do not prolong it for ever either.
+is called back: who keeps a complete set takes the rendezvous again, and a keeper of missing workers comes over. While
+it is called and can't come it waits on, since its end would end the others' Job. Each complete set is an attempt, and
+those are counted (operations.attempts), so workers that come and go do not prolong it for ever either.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from deepfake_detector.adapters.files import require_room
 from deepfake_detector.adapters.machine import code_version
 from deepfake_detector.adapters.storage import Storage, stored_as
+from deepfake_detector.adapters.tensorflow_import import import_tensorflow
 from deepfake_detector.core import layout
 from deepfake_detector.core.calibration import Calibration
 from deepfake_detector.core.config import Config, fingerprint, flat, require_same, stage_settings
@@ -103,6 +104,7 @@ def _restore(run: Storage, trained: TrainedMarker, config: Config, scratch: Path
     size = sum(file.size for file in marker.files)
     require_room(scratch, _COPIES * size, f"the checkpoint of step {marker.step} and the model that is made of it")
 
+    import_tensorflow()
     import tensorflow as tf
 
     from deepfake_detector.training.checkpoints import restore_weights, weights_sha256

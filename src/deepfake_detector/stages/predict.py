@@ -14,6 +14,7 @@ from deepfake_detector.adapters.files import require_room
 from deepfake_detector.adapters.machine import cpu_limit
 from deepfake_detector.adapters.quiet import silent_stderr
 from deepfake_detector.adapters.storage import checked_name, fetch_file, is_copy, open_object, open_storage
+from deepfake_detector.adapters.tensorflow_import import import_tensorflow
 from deepfake_detector.core import layout
 from deepfake_detector.core.calibration import UNDECIDED, Calibration, mean_by_track
 from deepfake_detector.core.config import Config, override
@@ -204,6 +205,7 @@ def _printable(text: str) -> str:
 def _load(folder: Path, size: int) -> Callable[[Sequence[FaceSequence]], list[float]]:
     """A function from sequences to their natural logits, by the SavedModel in `folder`."""
     with silent_stderr():  # or notes on the machine bury the verdicts
+        import_tensorflow()
         import tensorflow as tf
 
         loaded = tf.saved_model.load(str(folder))

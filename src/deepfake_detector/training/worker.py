@@ -13,6 +13,7 @@ from typing import Any
 from deepfake_detector.adapters.machine import code_version, cpu_limit, cpu_model
 from deepfake_detector.adapters.rounds import require_no_half_done_retry
 from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.adapters.tensorflow_import import import_tensorflow
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config, flat, require_same, stage_settings
 from deepfake_detector.core.errors import ConfigError, WaitError
@@ -138,6 +139,7 @@ def configure_tensorflow(threads: int) -> None:
 
     TensorFlow would count the node's cores, not the container's limit, and the bits depend on the intra-op count.
     """
+    import_tensorflow()
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(threads)
