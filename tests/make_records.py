@@ -123,9 +123,9 @@ def _write_plan(run: Storage, config: Config, videos: Sequence[PlannedVideo]) ->
 
 
 def _write_file(folder: Path, config: Config, split: str, shard: int, videos: Sequence[PlannedVideo]) -> RecordFile:
-    name = layout.records(split, shard, config.data.shards)
+    path = folder / layout.shard_records(split, shard, config.data.shards)
     entries = []
-    with RecordWriter(folder / name) as writer:
+    with RecordWriter(path) as writer:
         for video in videos:
             offset, length = writer.add(_payload(config, video))
             entries.append(
@@ -140,6 +140,8 @@ def _write_file(folder: Path, config: Config, split: str, shard: int, videos: Se
                     length=length,
                 )
             )
+    name = layout.records(split, shard, config.data.shards, writer.crc32c)
+    path.rename(folder / name)
     return RecordFile(name=name, size=writer.size, crc32c=writer.crc32c, split=split, records=entries)
 
 

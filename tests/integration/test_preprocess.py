@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from deepfake_detector.adapters.records import decode as decode_record
-from deepfake_detector.adapters.records import read_record, scan
+from deepfake_detector.adapters.records import encode, read_record, scan
 from deepfake_detector.adapters.storage import Storage, crc32c_of, open_storage
 from deepfake_detector.adapters.storage_local import LocalStorage
 from deepfake_detector.core import layout
@@ -23,10 +23,12 @@ from deepfake_detector.core.markers import RecordsSummary, ShardReport, decode
 from deepfake_detector.core.outcomes import Outcome, VideoOutcome
 from deepfake_detector.core.recipes import resolve
 from deepfake_detector.core.sequences import FaceSequence
+from deepfake_detector.stages import preprocess
 from deepfake_detector.stages.plan import make_plan
 from deepfake_detector.stages.preprocess import preprocess_shard
 from deepfake_detector.stages.runs import save_config
 from deepfake_detector.stages.summary import finish
+from deepfake_detector.training.dataset import open_split
 from tests.make_videos import scene, talking_head, write_video
 
 REPOSITORY = Path(__file__).parents[2]
@@ -164,10 +166,14 @@ def test_videos_in_a_bucket_give_the_same_sequences(
         preprocess_shard(run, remote, shard, scratch=tmp_path / "scratch")
     assert summary_of(run).outcomes == summary_of(local).outcomes
     assert [path for path in (tmp_path / "scratch").rglob("*") if path.is_file()] == []
-    for name in (entry.name for entry in local.list("records/") if entry.name.endswith(".tfrecord")):
-        copy = tmp_path / name
-        run.download(name, copy)
-        assert sequences_of(copy) == sequences_of(Path(local.uri) / name)
+    for number, (theirs, ours) in enumerate(zip(records_of(run), records_of(local), strict=True)):
+        copy = tmp_path / str(number)
+        run.download(theirs, copy)
+        assert sequences_of(copy) == sequences_of(Path(local.uri) / ours)
+
+
+def records_of(run: Storage) -> list[str]:
+    return [entry.name for entry in run.list("records/") if entry.name.endswith(".tfrecord")]
 
 
 def sequences_of(path: Path) -> list[FaceSequence]:
@@ -194,7 +200,7 @@ def test_other_settings_are_refused_by_name(finished: tuple[Storage, Config], tm
 
 
 def test_a_killed_shard_is_made_again(finished: tuple[Storage, Config], tmp_path: Path) -> None:
-    """Records without their report do not count: the next try replaces them, with the same bytes."""
+    """Records without their report do not count: the next try replaces them, with the same bytes, or removes them."""
     run, config = finished
     shutil.copytree(run.uri, tmp_path / "run")
     copy = open_storage(str(tmp_path / "run"))
@@ -203,10 +209,13 @@ def test_a_killed_shard_is_made_again(finished: tuple[Storage, Config], tmp_path
     file = decode(ShardReport, copy.read(report), report).files[0].name
     copy.delete(report)
     copy.write(file, b"half a file")
+    for split in layout.SPLITS:
+        copy.write(layout.records(split, 0, 2, "00000000"), b"with another outcome of a video")
     preprocess_shard(copy, override(config, {"operations.decoders": 1}, "test"), 0, scratch=tmp_path / "scratch")
     assert copy.read(report) == run.read(report)
     assert copy.read(file) == run.read(file)
     assert copy.read(layout.RECORDS_SUMMARY) == run.read(layout.RECORDS_SUMMARY)
+    assert list(copy.list("records/")) == list(run.list("records/"))
 
 
 @pytest.mark.parametrize("when", ["while it decodes", "while it uploads"])
@@ -227,6 +236,28 @@ def test_a_shard_that_two_processes_make_has_the_first_one_s_report(
     assert preprocess_shard(late, one_decoder, 0, scratch=tmp_path / "scratch") == others
     assert late.read(name) == others.encode()
     assert late.uploads == (0 if "dec" in when else len(whole.files))
+
+
+def test_a_late_process_with_other_bytes_leaves_the_first_one_s_records(
+    finished: tuple[Storage, Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was cut off before its uploads while another one, on another CPU for example, committed the shard."""
+    run, config = finished
+    shutil.copytree(run.uri, tmp_path / "run")
+    name = layout.shard_report(0, 2)
+    late = CommittedMeanwhile(tmp_path / "run", name, run.read(name), before="create")
+    late.delete(name)
+    late.arm(1)
+    monkeypatch.setattr(preprocess, "encode", lambda sequence, of: encode(sequence, {**of, "codec": "another"}))
+    preprocess_shard(late, config, 0, scratch=tmp_path / "scratch")
+    assert late.uploads
+    for split in layout.SPLITS:
+        opened = open_split(late, split, tmp_path / "scratch")
+        assert all(opened.read(index) for index in range(len(opened)))
+        opened.close()
+    assert {entry.name: late.read(entry.name) for entry in late.list("records/")} == {
+        entry.name: run.read(entry.name) for entry in run.list("records/")
+    }
 
 
 class CommittedMeanwhile(LocalStorage):

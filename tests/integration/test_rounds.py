@@ -137,7 +137,7 @@ def report_of(config: Config, shard: int, shards: int, ended: list[tuple[Planned
     metadata = {"width": 8.0, "height": 8.0, "fps": 25.0, "seconds": 1.0, "rotation": 0.0, "codec": "h264"}
     files = [
         RecordFile(
-            name=layout.records(video.split, shard, shards).replace(".", f"-{number}."),
+            name=layout.records(video.split, shard, shards, f"{number:08x}"),
             size=1,
             crc32c="00000000",
             split=video.split,

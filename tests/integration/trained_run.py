@@ -67,8 +67,7 @@ def write_records(run: Storage, config: Config, videos: Videos, lost: Sequence[V
     random = np.random.default_rng(3)
     files, outcomes, counts = [], list(lost), {}
     for split in layout.SPLITS:
-        name = layout.records(split, 0, 1)
-        path = Path(run.uri) / name
+        path = Path(run.uri) / layout.shard_records(split, 0, 1)
         entries = []
         with RecordWriter(path) as writer:
             for key, label in videos[split]:
@@ -88,6 +87,8 @@ def write_records(run: Storage, config: Config, videos: Videos, lost: Sequence[V
                         )
                     )
                 outcomes.append(VideoOutcome(key=key, label=label, split=split, outcome=Outcome.OK, tracks=2))
+            name = layout.records(split, 0, 1, writer.crc32c)
+            path.rename(Path(run.uri) / name)
             files.append(RecordFile(name=name, size=writer.size, crc32c=writer.crc32c, split=split, records=entries))
         counts[split] = {"real": sum(e.label == 0 for e in entries), "fake": sum(e.label for e in entries)}
     report = ShardReport(**marked(config, "preprocess"), shard=0, shards=1, files=files, videos=outcomes)

@@ -335,7 +335,7 @@ def test_a_run_below_the_videos_is_no_data() -> None:
         layout.PLAN,
         layout.PLAN_VIDEOS,
         layout.RECORDS_SUMMARY,
-        layout.records("train", 0, 1),
+        layout.records("train", 0, 1, "0123abcd"),
         layout.shard_report(0, 1),
         layout.progress("preprocess", 0),
         layout.log("preprocess", 0, 1),

@@ -32,8 +32,14 @@ def is_object_name(name: str) -> bool:
     return "\0" not in name and not any(part in ("", ".", "..") for part in name.split("/"))
 
 
-def records(split: str, shard: int, shards: int) -> str:
-    return f"records/{split}/{shard:05d}-of-{shards:05d}.tfrecord"
+def records(split: str, shard: int, shards: int, crc32c: str) -> str:
+    """The content is part of the name, so that two processes that make one shard never replace each other's bytes."""
+    return f"{shard_records(split, shard, shards)}-{crc32c}.tfrecord"
+
+
+def shard_records(split: str, shard: int, shards: int) -> str:
+    """What the names of the shard's records begin with. Which of them count is said by its report alone."""
+    return f"records/{split}/{shard:05d}-of-{shards:05d}"
 
 
 def shard_report(shard: int, shards: int) -> str:

@@ -1,7 +1,8 @@
 """Preprocessing of one shard: its videos to TFRecord files, and a report in which every video has its outcome.
 
 The report is the shard's marker: records first, report last, and written once, since a pod that was given up may still
-work beside its successor. The shard that finishes last writes the summary.
+work beside its successor. Records that no report names are never read, and removed once the report is there. The shard
+that finishes last writes the summary.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ def preprocess_shard(
 ) -> ShardReport:
     """Make the shard's records and report, then the round's summary if this was the last shard.
 
-    A shard that has its report does nothing but that last step. Source videos are only read: in place when they
-    are local, as copies in `scratch` when they are remote. retry: the round; 0 is the first preprocessing.
-    extract: as in `Decoders`. Raises ConfigError when the report was made with other settings or training has begun
-    before a retry, NotFoundError without a plan, StorageError.
+    A shard that has its report does nothing but that last step, and removes records that the report does not name.
+    Source videos are only read: in place when they are local, as copies in `scratch` when they are remote. retry: the
+    round; 0 is the first preprocessing. extract: as in `Decoders`. Raises ConfigError when the report was made with
+    other settings or training has begun before a retry, NotFoundError without a plan, StorageError.
     """
     place = round_storage(run, retry)
     shards = committed_plan(place, config).shards if retry else config.data.shards
@@ -61,6 +62,7 @@ def preprocess_shard(
         videos = [video for video in load_plan(place)[1] if video.shard == shard]
         on_progress = _both(on_progress, place, shard)
         report = _make_shard(place, config, (shard, shards), videos, scratch, on_progress, extract)
+    _remove_others(place, report)
     finish(run, config, retry)
     return report
 
@@ -154,6 +156,15 @@ def _commit(
     return others
 
 
+def _remove_others(place: Storage, report: ShardReport) -> None:
+    """Remove the shard's records that its report does not name, of whoever was late or died before a report."""
+    named = {file.name for file in report.files}
+    for split in layout.SPLITS:
+        for entry in list(place.list(layout.shard_records(split, report.shard, report.shards))):
+            if entry.name not in named:
+                place.delete(entry.name)
+
+
 def outcome_of(video: PlannedVideo, extraction: Extraction) -> VideoOutcome:
     """The video's line in the shard's report."""
     return VideoOutcome(
@@ -220,7 +231,8 @@ class _ShardFiles:
         self._open.close()
         committed = []
         for split in sorted(self._writers, key=layout.SPLITS.index):
-            name, writer = layout.records(split, self._shard, self._shards), self._writers[split]
+            writer = self._writers[split]
+            name = layout.records(split, self._shard, self._shards, writer.crc32c)
             run.upload(self._path(split), name)
             committed.append(
                 RecordFile(name=name, size=writer.size, crc32c=writer.crc32c, split=split, records=self._entries[split])
