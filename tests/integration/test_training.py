@@ -21,10 +21,9 @@ import pytest
 from deepfake_detector.adapters.epochs import read_epochs
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
-from deepfake_detector.core.config import Config, fingerprint, stage_settings
+from deepfake_detector.core.config import fingerprint, stage_settings
 from deepfake_detector.core.errors import EXIT_PERMANENT, EXIT_RETRY, EXIT_TERMINATED, ConfigError, DataError
 from deepfake_detector.core.markers import INEXACT, RecordsSummary, ShardReport, TrainedMarker, decode
-from deepfake_detector.core.schedule import initial_state
 from deepfake_detector.core.topology import ALONE, Cluster
 from deepfake_detector.stages.status import read_status, to_text
 from deepfake_detector.training import checkpoints
@@ -376,69 +375,3 @@ def test_records_are_read_by_position(small_run: Path, storage: Storage, tmp_pat
     open_split(storage, "train", tmp_path / "scratch").close()  # staged already
     empty = open_split(storage, "test", tmp_path / "scratch")
     assert len(empty) == 0
-
-
-@pytest.fixture
-def tiny_model() -> tuple[Any, Any]:
-    import keras
-
-    keras.utils.set_random_seed(0)
-    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    optimizer = keras.optimizers.Adam()
-    optimizer.build(model.trainable_variables)
-    return model, optimizer
-
-
-def saved(
-    storage: Storage, scratch: Path, config: Config, model: Any, optimizer: Any, steps: list[int], best: int
-) -> dict[str, Any]:
-    settings = stage_settings(config, "train")
-    writer = checkpoints.Checkpoints(storage, scratch, settings, "test", ["machine"], keep=2)
-    for step in steps:
-        model.set_weights([np.full((2, 1), step, np.float32), np.zeros(1, np.float32)])
-        state = initial_state("records", 1).model_copy(update={"step": step, "best_step": min(best, step)})
-        writer.save(model, optimizer, state)
-    return settings
-
-
-def test_the_newest_whole_checkpoint_is_restored(storage: Storage, tmp_path: Path, tiny_model: tuple[Any, Any]) -> None:
-    model, optimizer = tiny_model
-    storage.write(layout.checkpoint(4) + "checkpoint.index", b"a crash before the marker")
-    settings = saved(storage, tmp_path, tiny(), model, optimizer, [5, 10, 15, 20], best=5)
-    names = [entry.name for entry in storage.list(layout.CHECKPOINTS)]
-    assert [name for name in names if layout.is_checkpoint_marker(name)] == [
-        layout.checkpoint_marker(step) for step in (5, 15, 20)
-    ]
-    assert {name.split("/")[1] for name in names if name.count("/") == 2} == {"00000005", "00000015", "00000020"}
-
-    damaged = next(name for name in names if name.startswith(layout.checkpoint(20)) and "data" in name)
-    storage.write(damaged, storage.read(damaged)[:-1] + b"?")
-    marker = checkpoints.newest(storage, tmp_path, settings)
-    assert marker is not None
-    assert marker.step == marker.state.step == 15
-    checkpoints.restore(checkpoints.fetch(storage, marker, tmp_path), model, optimizer)
-    assert model.get_weights()[0][0, 0] == 15
-    checkpoints.restore_weights(storage, 5, model, tmp_path)
-    assert model.get_weights()[0][0, 0] == 5
-    with pytest.raises(ConfigError, match=r"train.seed=3: expected 0, with which .*/checkpoints/00000020.json"):
-        checkpoints.newest(storage, tmp_path, stage_settings(tiny(train__seed=3), "train"))
-
-
-def test_damaged_later_checkpoints_cost_no_earlier_one(
-    storage: Storage, tmp_path: Path, tiny_model: tuple[Any, Any]
-) -> None:
-    """Those that training has not reached again take no place among the ones that are kept."""
-    saved(storage, tmp_path, tiny(), *tiny_model, [5, 10, 15, 20], best=5)
-    for step in (15, 20):
-        storage.write(layout.checkpoint_marker(step), b"{")
-    saved(storage, tmp_path, tiny(), *tiny_model, [11, 12, 13], best=5)
-    names = [entry.name for entry in storage.list(layout.CHECKPOINTS) if layout.is_checkpoint_marker(entry.name)]
-    assert names == [layout.checkpoint_marker(step) for step in (5, 12, 13, 15, 20)]
-
-
-def test_weights_sha256_sees_one_bit(tiny_model: tuple[Any, Any]) -> None:
-    model, _ = tiny_model
-    before = checkpoints.weights_sha256(model)
-    kernel, bias = model.get_weights()
-    model.set_weights([np.nextafter(kernel, np.float32(9)), bias])
-    assert checkpoints.weights_sha256(model) != before

@@ -69,9 +69,10 @@ def checkpoint_marker(step: int) -> str:
     return f"{CHECKPOINTS}{step:08d}.json"
 
 
-def checkpoint_step(name: str) -> int:
-    """The step in a name of `checkpoint_marker`, or in one below `checkpoint`."""
-    return int(name.removeprefix(CHECKPOINTS)[:8])
+def checkpoint_step(name: str) -> int | None:
+    """The step in a name of `checkpoint_marker`, or in one below `checkpoint`; None for any other name."""
+    match = re.match(r"checkpoints/(\d{8})(\.json\Z|/)", name)
+    return int(match[1]) if match else None
 
 
 def is_checkpoint_marker(name: str) -> bool:

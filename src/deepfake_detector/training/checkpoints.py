@@ -24,12 +24,17 @@ log = logging.getLogger(__name__)
 
 def markers(run: Storage) -> Iterator[CheckpointMarker]:
     """Committed checkpoints, newest first; one whose marker can't be read is logged and passed over."""
-    names = [entry.name for entry in run.list(layout.CHECKPOINTS) if layout.is_checkpoint_marker(entry.name)]
-    for name in sorted(names, reverse=True):
+    for name in reversed([name for name in _objects(run) if layout.is_checkpoint_marker(name)]):
         try:
             yield decode(CheckpointMarker, run.read(name), f"{run.uri}/{name}")
         except (CorruptError, NotFoundError) as error:
             log.warning("checkpoint passed over: %s", error)
+
+
+def _objects(run: Storage) -> dict[str, int]:
+    """The names of all that checkpoints consist of, each with its step: by step, a marker before its files."""
+    steps = ((entry.name, layout.checkpoint_step(entry.name)) for entry in run.list(layout.CHECKPOINTS))
+    return {name: step for name, step in steps if step is not None}
 
 
 def read(run: Storage, step: int) -> CheckpointMarker:
@@ -56,9 +61,8 @@ def newest(run: Storage, scratch: Path, settings: dict[str, Any]) -> CheckpointM
 
 def discard_from(run: Storage, step: int) -> None:
     """Withdraw the checkpoint of `step` and all later ones: training goes on from the one before, to the same bits."""
-    names = [entry.name for entry in run.list(layout.CHECKPOINTS) if layout.is_checkpoint_marker(entry.name)]
-    for name in names:
-        if layout.checkpoint_step(name) >= step:
+    for name, of_step in _objects(run).items():
+        if layout.is_checkpoint_marker(name) and of_step >= step:
             run.delete(name)
 
 
@@ -79,7 +83,10 @@ class Written:
 
 
 class Checkpoints:
-    """The chief's writer. keep: committed checkpoints that stay, the best one beside them."""
+    """The chief's writer. keep: committed checkpoints that stay, the best one beside them.
+
+    start: the step of the newest whole checkpoint, from which this process goes on; 0 where there is none.
+    """
 
     def __init__(
         self,
@@ -89,6 +96,7 @@ class Checkpoints:
         code_version: str,
         machines: Sequence[str],
         keep: int,
+        start: int = 0,
     ) -> None:
         self._run = run
         self._scratch = scratch / "checkpoints"
@@ -97,6 +105,8 @@ class Checkpoints:
         self._code_version = code_version
         self._machines = list(machines)
         self._keep = keep
+        self._start = start
+        self._committed: set[int] = set()
 
     def save(self, model: Any, optimizer: Any, state: TrainState) -> CheckpointMarker:
         """`write`, then `commit`."""
@@ -126,27 +136,26 @@ class Checkpoints:
             machines=self._machines,
         )
         self._run.write(layout.checkpoint_marker(state.step), marker.encode())
+        self._committed.add(state.step)
         shutil.rmtree(written.folder)
         self._prune(state)
         return marker
 
     def _prune(self, state: TrainState) -> None:
-        """Delete what is older than the newest `keep`, but never the best; a marker goes before its files.
+        """Delete what is older than the newest `keep` whole ones, but never the best.
 
-        Later ones than this are let alone: they are damaged, or another chief's by now.
+        What lies between the start and this step without being this process's own is damaged: it would have gone on
+        from there. Later ones than this are let alone: they are damaged, or another chief's by now.
         """
-        names = [entry.name for entry in self._run.list(layout.CHECKPOINTS)]
-        entries = [name for name in names if name != layout.TRAINED and layout.checkpoint_step(name) <= state.step]
-        committed = sorted(name for name in entries if layout.is_checkpoint_marker(name))
-        kept = set(committed[-self._keep :]) | {layout.checkpoint_marker(state.step)}
-        if state.best_step is not None:
-            kept.add(layout.checkpoint_marker(state.best_step))
-        folders = tuple(name.removesuffix(".json") + "/" for name in kept)
-        for name in committed:
-            if name not in kept:
-                self._run.delete(name)
-        for name in entries:  # also what a crash left without its marker
-            if not name.endswith(".json") and not name.startswith(folders):
+        reached = {name: step for name, step in _objects(self._run).items() if step <= state.step}
+        whole = [
+            step
+            for name, step in reached.items()
+            if layout.is_checkpoint_marker(name) and (step <= self._start or step in self._committed)
+        ]
+        kept = {*whole[-self._keep :], state.step, state.best_step}
+        for name, step in reached.items():  # also what a crash left without its marker
+            if step not in kept:
                 self._run.delete(name)
 
 

@@ -32,7 +32,7 @@ class Chief:
         self._model, self._optimizer = model, optimizer
         self._uploads = Uploads()
         self._checkpoints = checkpoints.Checkpoints(
-            task.run, task.scratch, settings, task.code_version, machines, operations.keep_checkpoints
+            task.run, task.scratch, settings, task.code_version, machines, operations.keep_checkpoints, state.step
         )
         self._log = RunLog(task.run, task.scratch, state.epoch, task.timeline, self._uploads)
         self._operations = operations
