@@ -13,6 +13,7 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.config import stage_settings
 from deepfake_detector.core.errors import ConfigError
 from deepfake_detector.core.schedule import initial_state
+from deepfake_detector.stages.runs import has_begun, trained_records
 from deepfake_detector.training import checkpoints
 from tests.make_records import tiny
 
@@ -55,7 +56,7 @@ def test_the_newest_whole_checkpoint_is_restored(storage: Storage, tmp_path: Pat
     model, optimizer = tiny_model
     storage.write(layout.checkpoint(4) + "checkpoint.index", b"a crash before the marker")
     settings = saved(storage, tmp_path, tiny_model, [5, 10, 15, 20], best=5)
-    assert committed(storage) == [5, 15, 20]
+    assert committed(storage) == [0, 5, 15, 20]
     names = [entry.name for entry in storage.list(layout.CHECKPOINTS)]
     assert {name.split("/")[1] for name in names if name.count("/") == 2} == {"00000005", "00000015", "00000020"}
 
@@ -80,9 +81,25 @@ def test_damaged_later_checkpoints_cost_no_earlier_one(
     for step in (15, 20):
         storage.write(layout.checkpoint_marker(step), b"{")
     saved(storage, tmp_path, tiny_model, [11, 12, 13], best=5, start=5)
-    assert committed(storage) == [5, 12, 13, 15, 20]
+    assert committed(storage) == [0, 5, 12, 13, 15, 20]
     saved(storage, tmp_path, tiny_model, [21], best=5, start=13)
-    assert committed(storage) == [5, 13, 21]
+    assert committed(storage) == [0, 5, 13, 21]
+
+
+def test_where_no_checkpoint_is_left_it_is_known_what_training_began_with(
+    storage: Storage, tmp_path: Path, tiny_model: tuple[Any, Any]
+) -> None:
+    settings = saved(storage, tmp_path, tiny_model, [5, 10, 15], best=5)
+    checkpoints.discard_from(storage, 5)
+    assert checkpoints.newest(storage, tmp_path, settings) is None, "it begins again"
+    [beginning] = checkpoints.markers(storage)
+    assert beginning.state == initial_state("records", 1)
+    assert trained_records(storage) == "records"
+    assert has_begun(storage, "train")
+    with pytest.raises(ConfigError, match=r"train.seed=3: expected 0, with which .*/checkpoints/00000000.json"):
+        checkpoints.newest(storage, tmp_path, stage_settings(tiny(train__seed=3), "train"))
+    saved(storage, tmp_path, tiny_model, [4, 8, 12, 16], best=4)
+    assert committed(storage) == [0, 4, 12, 16]
 
 
 def test_foreign_names_among_checkpoints_are_let_alone(
@@ -91,12 +108,12 @@ def test_foreign_names_among_checkpoints_are_let_alone(
     for name in FOREIGN:
         storage.write(name, b"a person's, or a file browser's")
     settings = saved(storage, tmp_path, tiny_model, [5, 10, 15], best=15)
-    assert committed(storage) == [10, 15]
+    assert committed(storage) == [0, 10, 15]
     newest = checkpoints.newest(storage, tmp_path, settings)
     assert newest is not None
     assert newest.step == 15
     checkpoints.discard_from(storage, 15)
-    assert committed(storage) == [10]
+    assert committed(storage) == [0, 10]
     names = {entry.name for entry in storage.list(layout.CHECKPOINTS)}
     assert names.issuperset(FOREIGN)
 

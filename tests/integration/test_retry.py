@@ -16,9 +16,10 @@ from deepfake_detector.adapters.rounds import finished_rounds, half_done_retry, 
 from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.cluster.results import require_good
 from deepfake_detector.core import layout
-from deepfake_detector.core.config import override
+from deepfake_detector.core.config import override, stage_settings
 from deepfake_detector.core.errors import ConfigError, DataError, WaitError
 from deepfake_detector.core.markers import TrainedMarker, decode
+from deepfake_detector.core.schedule import initial_state
 from deepfake_detector.core.topology import ALONE
 from deepfake_detector.local.launch import Commands, run_local
 from deepfake_detector.local.processes import JobError
@@ -29,8 +30,9 @@ from deepfake_detector.stages.retry import make_retry_plan, next_retry
 from deepfake_detector.stages.runs import load_config, save_config
 from deepfake_detector.stages.status import read_status, to_text
 from deepfake_detector.stages.summary import finish
+from deepfake_detector.training.checkpoints import Checkpoints, Written, discard_from
 from deepfake_detector.training.dataset import open_records, open_split
-from deepfake_detector.training.worker import run_worker
+from deepfake_detector.training.worker import begun_with, run_worker
 from jobs import preprocess_shard as shard_job
 from tests.integration.test_preprocess import REPOSITORY, job, snapshot, submit
 from tests.make_markers import plan_summary, trained_marker
@@ -270,6 +272,21 @@ def test_a_training_elsewhere_goes_on_with_the_records_that_it_began_with(templa
     assert (again.fingerprint, again.files, again.summary) == (before.fingerprint, before.files, before.summary)
     assert [video.key for video in lost_videos(retried, again.rounds)] == lost
     assert open_records(retried, "0" * 64).files == after.files, "these never were its records: whoever asks compares"
+
+
+def test_a_training_elsewhere_that_has_lost_its_checkpoints_begins_again_on_the_same_records(
+    template: Storage, retried: Storage, tmp_path: Path
+) -> None:
+    config, other = load_config(retried), open_storage(str(tmp_path / "other"))
+    before = open_records(template).fingerprint
+    (tmp_path / "weights").mkdir()
+    state = initial_state(before, threads=3).model_copy(update={"step": 5, "best_step": 5})
+    writer = Checkpoints(other, tmp_path, stage_settings(config, "train"), "the test", [], keep=1)
+    writer.commit(Written(state, tmp_path / "weights"))
+    assert begun_with(other, retried, config)[0].fingerprint == before
+    discard_from(other, 5)
+    records, threads = begun_with(other, retried, config)
+    assert (records.fingerprint, threads) == (before, 3)
 
 
 @pytest.mark.gcs

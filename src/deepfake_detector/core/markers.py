@@ -127,7 +127,10 @@ class TrainState(Document):
 
 
 class CheckpointMarker(Marker):
-    """Commits one checkpoint: its files and the state that goes with them. machines: CPU model, flags that matter."""
+    """Commits one checkpoint: its files and the state that goes with them. machines: CPU model, flags that matter.
+
+    That of step 0 has no files: it tells what training began with.
+    """
 
     step: int
     state: TrainState

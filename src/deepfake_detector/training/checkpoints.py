@@ -1,4 +1,8 @@
-"""Checkpoints in the run folder: files first, the marker that commits them last; written by the chief alone."""
+"""Checkpoints in the run folder: files first, the marker that commits them last; written by the chief alone.
+
+Beside the first one, and for good, a marker of step 0 is stored, which needs no files: should all checkpoints be lost,
+training begins again with the settings, the records and the threads that it began with.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,8 @@ from deepfake_detector.adapters.storage import Storage, commit_file, fetch_file
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import fingerprint, require_same
 from deepfake_detector.core.errors import CorruptError, NotFoundError
-from deepfake_detector.core.markers import CheckpointMarker, TrainState, decode
+from deepfake_detector.core.markers import CheckpointMarker, StoredFile, TrainState, decode
+from deepfake_detector.core.schedule import initial_state
 
 PREFIX = "checkpoint"  # of the files of one tf.train.Checkpoint
 
@@ -44,12 +49,14 @@ def read(run: Storage, step: int) -> CheckpointMarker:
 
 
 def newest(run: Storage, scratch: Path, settings: dict[str, Any]) -> CheckpointMarker | None:
-    """The newest checkpoint that verifies, staged under `scratch`; None when there is none.
+    """The newest checkpoint that verifies, staged under `scratch`; None when there is none but that of step 0.
 
     Raises ConfigError, naming the setting, when it was made with other settings.
     """
     for marker in markers(run):
         require_same(settings, marker.settings, f"{run.uri}/{layout.checkpoint_marker(marker.step)}")
+        if marker.step == 0:
+            break
         try:
             fetch(run, marker, scratch)
         except (CorruptError, NotFoundError) as error:
@@ -126,7 +133,18 @@ class Checkpoints:
         state = written.state
         paths = sorted(written.folder.iterdir())
         files = [commit_file(self._run, path, layout.checkpoint(state.step) + path.name) for path in paths]
-        marker = CheckpointMarker(
+        marker = self._marker(state, files)
+        if not self._committed:
+            beginning = self._marker(initial_state(state.records_fingerprint, state.threads), [])
+            self._run.create(layout.checkpoint_marker(0), beginning.encode())
+        self._run.write(layout.checkpoint_marker(state.step), marker.encode())
+        self._committed.add(state.step)
+        shutil.rmtree(written.folder)
+        self._prune(state)
+        return marker
+
+    def _marker(self, state: TrainState, files: list[StoredFile]) -> CheckpointMarker:
+        return CheckpointMarker(
             settings=self._settings,
             fingerprint=fingerprint(self._settings),
             code_version=self._code_version,
@@ -135,14 +153,9 @@ class Checkpoints:
             files=files,
             machines=self._machines,
         )
-        self._run.write(layout.checkpoint_marker(state.step), marker.encode())
-        self._committed.add(state.step)
-        shutil.rmtree(written.folder)
-        self._prune(state)
-        return marker
 
     def _prune(self, state: TrainState) -> None:
-        """Delete what is older than the newest `keep` whole ones, but never the best.
+        """Delete what is older than the newest `keep` whole ones, but never the best, nor the marker of step 0.
 
         What lies between the start and this step without being this process's own is damaged: it would have gone on
         from there. Later ones than this are let alone: they are damaged, or another chief's by now.
@@ -151,9 +164,9 @@ class Checkpoints:
         whole = [
             step
             for name, step in reached.items()
-            if layout.is_checkpoint_marker(name) and (step <= self._start or step in self._committed)
+            if layout.is_checkpoint_marker(name) and (0 < step <= self._start or step in self._committed)
         ]
-        kept = {*whole[-self._keep :], state.step, state.best_step}
+        kept = {*whole[-self._keep :], state.step, state.best_step, 0}
         for name, step in reached.items():  # also what a crash left without its marker
             if step not in kept:
                 self._run.delete(name)

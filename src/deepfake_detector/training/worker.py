@@ -84,14 +84,7 @@ def run_worker(
         return
     if cluster.workers != config.train.workers:
         raise ConfigError(f"train.workers={config.train.workers}: expected {cluster.workers}, as in TF_CONFIG")
-    newest = next(checkpoints.markers(run), None)
-    if not newest:
-        require_no_half_done_retry(records_run)
-    records = open_records(records_run, newest.state.records_fingerprint if newest else "")
-    _require_usable(records.summary, config, records_uri)
-    if newest:
-        _require_same_records(newest, records, run, records_uri)
-    threads = (newest.state.threads if newest else 0) or config.train.threads or cpu_limit()
+    records, threads = begun_with(run, records_run, config)
 
     timeline = timeline or Timeline()
     timeline.mark("prepared")
@@ -132,6 +125,21 @@ def run_worker(
         raise WaitError(f"worker {cluster.rank} of {cluster.workers}: expected all peers to go on: {reason}") from error
     finally:
         watchdog.stop()
+
+
+def begun_with(run: Storage, records_run: Storage, config: Config) -> tuple[Records, int]:
+    """The records and the intra-op threads that the run's training has begun with, or is to begin with now.
+
+    Raises ConfigError and DataError where these are no records for it, NotFoundError where there are none.
+    """
+    newest = next(checkpoints.markers(run), None)
+    if not newest:
+        require_no_half_done_retry(records_run)
+    records = open_records(records_run, newest.state.records_fingerprint if newest else "")
+    _require_usable(records.summary, config, records_run.uri)
+    if newest:
+        _require_same_records(newest, records, run, records_run.uri)
+    return records, (newest.state.threads if newest else 0) or config.train.threads or cpu_limit()
 
 
 def configure_tensorflow(threads: int) -> None:
