@@ -98,10 +98,13 @@ def test_the_whole_pipeline_and_then_nothing_more(local: Local, monkeypatch: pyt
     status, output, errors = local.result()
     assert (status, errors) == (0, "")
     assert "16 of 16 videos in 2 shards; sequences: 8 train, 4 validation, 4 test" in output
+    staged = layout.staged_export("0123456789abcdef") + "model/saved_model.pb"
+    local.run.write(staged, b"of an export that died before it had tidied up")
     local.launch()
     status, output, errors = local.result()
     assert (status, errors) == (0, "")
     assert output == f"{local.run.uri}/model/: done before, nothing to do\n"
+    assert not local.run.exists(staged)
 
 
 def test_a_finished_stage_starts_nothing(local: Local) -> None:

@@ -22,6 +22,7 @@ from tests.integration.director import PATIENCE, FakeWorker, Stage
 
 KILLED = "killed by signal 9 (SIGKILL)"
 DONE = ["training is complete", "the model is exported"]
+STAGED = layout.staged_export("0123456789abcdef") + "model/saved_model.pb"
 
 
 @pytest.fixture
@@ -54,9 +55,11 @@ def test_undisturbed(stage: Stage) -> None:
 def test_a_finished_run_starts_nothing(stage: Stage) -> None:
     stage.run.write(layout.TRAINED, b"{}")
     stage.run.write(layout.DETECTOR, b"{}")
+    stage.run.write(STAGED, b"of an export that died before it had tidied up")
     stage.start()
     assert [stage.end(index) for index in (0, 1)] == [(0, ""), (0, "")]
     assert stage.reasons() == []
+    assert not stage.run.exists(STAGED)
 
 
 def test_trained_but_not_exported_is_exported_without_peers(stage: Stage) -> None:
@@ -65,9 +68,11 @@ def test_trained_but_not_exported_is_exported_without_peers(stage: Stage) -> Non
     [export] = stage.cast(1)
     export.order(1, "no space left")
     [export] = stage.cast(1)
-    export.order(0, marker=True)
+    stage.run.write(STAGED, b"of an export that dies before it has tidied up")
+    export.order(137, marker=True)
     assert stage.end(0)[0] == 0
     assert stage.reasons() == ["export: exit 1: no space left", "the model is exported"]
+    assert not stage.run.exists(STAGED)
 
 
 @pytest.mark.parametrize("victim", [0, 1])

@@ -29,6 +29,7 @@ from deepfake_detector.core.errors import (
 from deepfake_detector.core.topology import PORTS
 from deepfake_detector.display import PreprocessDisplay, TrainDisplay, describe_records
 from deepfake_detector.local.processes import Job, JobError, Processes, free_blocks, module
+from deepfake_detector.stages.commit_export import tidy_up
 from deepfake_detector.stages.retry import NextRetry, describe_gain, next_retry, retries_trained_on
 from deepfake_detector.stages.runs import has_begun, records_storage
 from deepfake_detector.supervisor.child import End
@@ -66,6 +67,7 @@ def run_local(
     trained_on = retries_trained_on(run, look=not exported) if retry_lost else None
     retry = next_retry(run, RETRY_LOST) if retry_lost and trained_on is None else None
     if exported:
+        tidy_up(run)  # after an export that died before it could
         print(f"{run.uri}/{layout.MODEL}: done before, nothing to do")
         return EXIT_OK
     if trained_on is not None:

@@ -14,6 +14,7 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import EXIT_PERMANENT, ConfigError, DetectorError, PeerError
 from deepfake_detector.core.waiting import Budget
+from deepfake_detector.stages.commit_export import tidy_up
 from deepfake_detector.supervisor import sigterm
 from deepfake_detector.supervisor.attempts import EXPORTED, History, in_words, under_way
 from deepfake_detector.supervisor.child import Child, End, follow
@@ -49,12 +50,13 @@ def supervise(place: Place, run: Storage, config: Config, *, train: Sequence[str
 
 
 async def _supervise(place: Place, run: Storage, config: Config, train: Sequence[str], export: Sequence[str]) -> None:
-    if await asyncio.to_thread(run.exists, layout.DETECTOR):
-        return
-    if not await asyncio.to_thread(run.exists, layout.TRAINED):
+    exported = await asyncio.to_thread(run.exists, layout.DETECTOR)
+    if not exported and not await asyncio.to_thread(run.exists, layout.TRAINED):
         await _train(place, run, config, train)
     if place.index == 0:
-        await _export(place, run, config, export)
+        if not exported:
+            await _export(place, run, config, export)
+        await asyncio.to_thread(tidy_up, run)  # after an export that died before it could
 
 
 async def _train(place: Place, run: Storage, config: Config, command: Sequence[str]) -> None:
