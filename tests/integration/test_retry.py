@@ -307,7 +307,9 @@ def test_workers_that_have_read_different_records_start_again() -> None:
 
     def task(rank: int, fingerprint: str) -> Any:
         records = SimpleNamespace(fingerprint=fingerprint)
-        return SimpleNamespace(records=records, records_uri="there", cluster=SimpleNamespace(rank=rank, workers=2))
+        return SimpleNamespace(
+            records=records, records_run=SimpleNamespace(uri="there"), cluster=SimpleNamespace(rank=rank, workers=2)
+        )
 
     def of(*fingerprints: str) -> Any:
         return SimpleNamespace(gather=lambda text, rank, workers: list(fingerprints))

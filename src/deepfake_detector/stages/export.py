@@ -48,12 +48,9 @@ def export(run: Storage, scratch: Path, records: Storage | None = None) -> Detec
     """
     config = load_config(run)
     settings = stage_settings(config, "export")
-    if run.exists(layout.DETECTOR):
-        where = f"{run.uri}/{layout.DETECTOR}"
-        manifest = decode(DetectorManifest, run.read(layout.DETECTOR), where)
-        require_same(settings, manifest.settings, where)
+    if published := _published(run, settings):
         tidy_up(run)  # after one that died before it could
-        return manifest
+        return published
     trained = _trained(run, config)
     records = records or records_storage(run)
     try:
@@ -68,22 +65,23 @@ def export(run: Storage, scratch: Path, records: Storage | None = None) -> Detec
     folder = scratch / "export"
     shutil.rmtree(folder, ignore_errors=True)
     _write(model, calibration, frames, folder / layout.MODEL, scratch / "check")
-    document = {
-        "code_version": code_version(),
-        "recipe": config.recipe,
-        "step": trained.best_step,
-        "epochs": trained.epochs,
-        "weights_sha256": trained.weights_sha256,
-        "calibration": vars(calibration),
-        "test": evaluate(test, calibration),
-        "validation": evaluate(validation, calibration),
-    }
+    document = _metrics(config, trained, calibration, validation, test)
     for name, data in report_files(run, records, document, video_scores(test, calibration)):
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
     manifest = commit_export(run, folder, _manifest(settings, config, trained, calibration, folder), scratch)
     require_same(settings, manifest.settings, f"{run.uri}/{layout.DETECTOR}")
+    return manifest
+
+
+def _published(run: Storage, settings: dict[str, Any]) -> DetectorManifest | None:
+    """The marker of a finished export. Raises ConfigError when it was made with other settings."""
+    if not run.exists(layout.DETECTOR):
+        return None
+    where = f"{run.uri}/{layout.DETECTOR}"
+    manifest = decode(DetectorManifest, run.read(layout.DETECTOR), where)
+    require_same(settings, manifest.settings, where)
     return manifest
 
 
@@ -180,6 +178,22 @@ def _write(model: Any, calibration: Calibration, frames: NDArray[np.uint8], fold
     logits = saved_model.logits_function(model)(frames)
     difference = saved_model.check(folder, frames, logits, calibration.slope, calibration.offset, scratch)
     log.info("loaded back, the model differs from the checkpoint by %.2g on %d sequences", difference, len(frames))
+
+
+def _metrics(
+    config: Config, trained: TrainedMarker, calibration: Calibration, validation: ScoredSplit, test: ScoredSplit
+) -> dict[str, Any]:
+    """What the report says of the model."""
+    return {
+        "code_version": code_version(),
+        "recipe": config.recipe,
+        "step": trained.best_step,
+        "epochs": trained.epochs,
+        "weights_sha256": trained.weights_sha256,
+        "calibration": vars(calibration),
+        "test": evaluate(test, calibration),
+        "validation": evaluate(validation, calibration),
+    }
 
 
 def _manifest(

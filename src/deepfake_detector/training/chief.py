@@ -82,7 +82,7 @@ class Chief:
             best_step=best,
             best_loss=state.best_loss,
             stopped=stopped,
-            records=self._task.records_uri,
+            records=self._task.records_run.uri,
             records_fingerprint=self._task.records.fingerprint,
             weights_sha256=checkpoints.weights_sha256(self._model),
             machines=self._machines,

@@ -24,8 +24,8 @@ from deepfake_detector.training.dataset import Ahead, training_batches
 from deepfake_detector.training.model import BACKBONE, build, load_backbone_weights
 from deepfake_detector.training.normalization import SynchronizedBatchNormalization
 from deepfake_detector.training.step import Collectives, Step, compile_step, make_optimizer
-from deepfake_detector.training.task import Task
-from deepfake_detector.training.validation import make_validation
+from deepfake_detector.training.task import Splits, Task
+from deepfake_detector.training.validation import Validation, make_validation
 
 FIRST = "first step of this attempt done"
 log = logging.getLogger(__name__)
@@ -41,64 +41,82 @@ class Alarm(Protocol):
     def stop(self) -> None: ...
 
 
-def train(task: Task, strategy: Any, watchdog: Alarm) -> None:
+def train(task: Task, splits: Splits, strategy: Any, watchdog: Alarm) -> None:
     """Train to the end and commit the result. watchdog: runs from when all workers are here.
 
     Raises ConfigError when a loss is not finite, when the workers disagree about threads or the checkpoint to
     resume from, or when a checkpoint was made with other settings; WaitError when they have read different records.
     """
     config, cluster = task.config, task.cluster
-    settings = stage_settings(config, "train")
     collectives = Collectives(strategy)
-    _require_equal_threads(task, collectives)
-    watchdog.start()
-    _require_equal_records(task, collectives)
-    machines = collectives.gather(task.machine, cluster.rank, cluster.workers)
-    task.timeline.mark("agreed")
-
-    order = Order(task.train.labels, config)
+    machines = _agree(task, collectives, watchdog)
+    order = Order(splits.train.labels, config)
     model, optimizer = _model(config, strategy)
     task.timeline.mark("model")
-
-    state = _resume(task, settings, collectives, machines, model, optimizer)
-    if state is None:
-        state = schedule.initial_state(task.records.fingerprint, task.threads)
-        _load_backbone(task, collectives, model)
-    writer = Chief(task, settings, machines, model, optimizer, state) if cluster.chief else None
-    task.timeline.mark("resumed")
+    state, writer = _begin(task, collectives, machines, model, optimizer)
 
     step = compile_step(strategy, model, optimizer, config.train, cluster.rank)
-    validate = make_validation(strategy, collectives, model, task.validation, config, cluster)
+    validate = make_validation(strategy, collectives, model, splits.validation, config, cluster)
     start = state.step
     distributed = strategy.distribute_datasets_from_function(
-        lambda _: training_batches(task.train, order, config, cluster.rank, cluster.workers, start)
+        lambda _: training_batches(splits.train, order, config, cluster.rank, cluster.workers, start)
     )
     batches = Ahead(lambda: iter(distributed))
     steps = _Steps(config, order.steps_per_epoch, step, batches, watchdog, writer, start)
     task.timeline.mark("built")
 
     while (stopped := schedule.stop_reason(state, config.train)) is None:
-        clock = EpochClock(state.seconds)
-        state = steps.to_the_end_of_the_epoch(state, clock)
-
-        def after_batch(state: TrainState = state, clock: EpochClock = clock) -> None:
-            watchdog.progress()
-            if writer:
-                writer.checkpoint_if_due(state, clock)
-
-        after_batch()  # a run that was killed in validation has no step left before it
-        scores = validate(after_batch)
-        if scores:
-            _require_finite(scores.loss, state.step, config)
-        ended = schedule.after_epoch(state, scores.loss if scores else None, config.train)
-        if writer:
-            writer.end_epoch(epoch_metrics(state, scores, clock, steps.total, config), ended)
-        state = ended
+        state = _epoch(steps, validate, state)
     batches.close()
     if writer:
         writer.finish(state, stopped)
     collectives.sum(np.zeros(1, np.int32))  # nobody leaves before the marker is there
     watchdog.stop()
+
+
+def _agree(task: Task, collectives: Collectives, watchdog: Alarm) -> list[str]:
+    """The workers' machines, by rank, once all are here with equal threads and records."""
+    _require_equal_threads(task, collectives)
+    watchdog.start()
+    _require_equal_records(task, collectives)
+    machines = collectives.gather(task.machine, task.cluster.rank, task.cluster.workers)
+    task.timeline.mark("agreed")
+    return machines
+
+
+def _begin(
+    task: Task, collectives: Collectives, machines: list[str], model: keras.Model, optimizer: Any
+) -> tuple[TrainState, Chief | None]:
+    """The state to go on from, and the chief's writer; on every worker the weights are that state's."""
+    settings = stage_settings(task.config, "train")
+    state = _resume(task, settings, collectives, machines, model, optimizer)
+    if state is None:
+        state = schedule.initial_state(task.records.fingerprint, task.threads)
+        _load_backbone(task, collectives, model)
+    writer = Chief(task, settings, machines, model, optimizer, state) if task.cluster.chief else None
+    task.timeline.mark("resumed")
+    return state, writer
+
+
+def _epoch(steps: _Steps, validate: Validation, state: TrainState) -> TrainState:
+    """The rest of the epoch, its validation and its end."""
+    config, writer = steps.config, steps.writer
+    clock = EpochClock(state.seconds)
+    state = steps.to_the_end_of_the_epoch(state, clock)
+
+    def after_batch() -> None:
+        steps.watchdog.progress()
+        if writer:
+            writer.checkpoint_if_due(state, clock)
+
+    after_batch()  # a run that was killed in validation has no step left before it
+    scores = validate(after_batch)
+    if scores:
+        _require_finite(scores.loss, state.step, config)
+    ended = schedule.after_epoch(state, scores.loss if scores else None, config.train)
+    if writer:
+        writer.end_epoch(epoch_metrics(state, scores, clock, steps.total, config), ended)
+    return ended
 
 
 @dataclass(frozen=True)
@@ -211,7 +229,7 @@ def _require_equal_records(task: Task, collectives: Collectives) -> None:
     found = collectives.gather(task.records.fingerprint, cluster.rank, cluster.workers)
     if len(set(found)) > 1:
         raise WaitError(
-            f"{task.records_uri}: records changed while the workers started, worker {cluster.rank} has "
+            f"{task.records_run.uri}: records changed while the workers started, worker {cluster.rank} has "
             f"{found[cluster.rank][:12]}: expected {found[0][:12]}, as worker 0 (another attempt reads them anew)"
         )
 

@@ -14,13 +14,11 @@ from deepfake_detector.training.dataset import Records, Split
 
 @dataclass(frozen=True)
 class Task:
-    """All that a worker trains with; splits are staged, the strategy is up. machine: CPU model and code that count."""
+    """What is known before TensorFlow is imported. machine: CPU model and code that count."""
 
     run: Storage
-    records_uri: str
+    records_run: Storage
     records: Records
-    train: Split
-    validation: Split
     config: Config
     cluster: Cluster
     scratch: Path
@@ -28,3 +26,11 @@ class Task:
     code_version: str
     machine: str
     timeline: Timeline
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The staged records."""
+
+    train: Split
+    validation: Split

@@ -7,6 +7,8 @@ import logging
 import socket
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from deepfake_detector.core.timeline import Timeline
 from deepfake_detector.core.topology import Cluster
 from deepfake_detector.training import checkpoints
 from deepfake_detector.training.dataset import Records, damage_named, open_records, open_split
+from deepfake_detector.training.task import Splits, Task
 
 log = logging.getLogger(__name__)
 POLL_SECONDS = 0.02
@@ -77,54 +80,71 @@ def run_worker(
     traceback: TensorFlow waits for it with Python's lock held, so that no exception could be raised.
     """
     run, records_run = open_storage(run_uri), open_storage(records_uri)
-    settings = stage_settings(config, "train")
-    if run.exists(layout.TRAINED):
-        marker = decode(TrainedMarker, run.read(layout.TRAINED), f"{run_uri}/{layout.TRAINED}")
-        require_same(settings, marker.settings, f"{run_uri}/{layout.TRAINED}")
+    if _is_trained(run, config):
         return
     if cluster.workers != config.train.workers:
         raise ConfigError(f"train.workers={config.train.workers}: expected {cluster.workers}, as in TF_CONFIG")
     records, threads = begun_with(run, records_run, config)
+    task = Task(
+        run=run,
+        records_run=records_run,
+        records=records,
+        config=config,
+        cluster=cluster,
+        scratch=scratch,
+        threads=threads,
+        code_version=code_version(),
+        machine=f"{cpu_model()}, {threads} threads",
+        timeline=timeline or Timeline(),
+    )
+    task.timeline.mark("prepared")
+    _train(task)
 
-    timeline = timeline or Timeline()
-    timeline.mark("prepared")
-    configure_tensorflow(threads)
+
+def _is_trained(run: Storage, config: Config) -> bool:
+    """Whether the run's training is finished. Raises ConfigError when it was done with other settings."""
+    if not run.exists(layout.TRAINED):
+        return False
+    where = f"{run.uri}/{layout.TRAINED}"
+    marker = decode(TrainedMarker, run.read(layout.TRAINED), where)
+    require_same(stage_settings(config, "train"), marker.settings, where)
+    return True
+
+
+def _train(task: Task) -> None:
+    configure_tensorflow(task.threads)
+    from deepfake_detector.training.loop import train
+
+    task.timeline.mark("imported")
+    operations = task.config.operations
+    watchdog = Watchdog(operations.startup_seconds, operations.stall_seconds)
+    try:
+        with _peers_needed(task.cluster):
+            watchdog.start()
+            strategy = make_strategy(task.cluster, operations.heartbeat_seconds)
+            watchdog.stop()
+            task.timeline.mark("strategy")
+            # Staging may take longer than any time limit; the peers wait in their first sum meanwhile.
+            splits = Splits(
+                *(open_split(task.records_run, name, task.scratch, task.records) for name in ("train", "validation"))
+            )
+            task.timeline.mark("staged")
+            with damage_named(splits.train, splits.validation):
+                train(task, splits, strategy, watchdog)
+    finally:
+        watchdog.stop()
+
+
+@contextmanager
+def _peers_needed(cluster: Cluster) -> Iterator[None]:
+    """Raises WaitError where a peer goes away meanwhile."""
     import tensorflow as tf
 
-    from deepfake_detector.training.loop import train
-    from deepfake_detector.training.task import Task
-
-    timeline.mark("imported")
-    watchdog = Watchdog(config.operations.startup_seconds, config.operations.stall_seconds)
     try:
-        watchdog.start()
-        strategy = make_strategy(cluster, config.operations.heartbeat_seconds)
-        watchdog.stop()
-        timeline.mark("strategy")
-        # Staging may take longer than any time limit; the peers wait in their first sum meanwhile.
-        splits = [open_split(records_run, split, scratch, records) for split in ("train", "validation")]
-        timeline.mark("staged")
-        task = Task(
-            run=run,
-            records_uri=records_uri,
-            records=records,
-            train=splits[0],
-            validation=splits[1],
-            config=config,
-            cluster=cluster,
-            scratch=scratch,
-            threads=threads,
-            code_version=code_version(),
-            machine=f"{cpu_model()}, {threads} threads",
-            timeline=timeline,
-        )
-        with damage_named(*splits):
-            train(task, strategy, watchdog)
+        yield
     except (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError) as error:
         reason = (error.message or repr(error)).splitlines()[0]
         raise WaitError(f"worker {cluster.rank} of {cluster.workers}: expected all peers to go on: {reason}") from error
-    finally:
-        watchdog.stop()
 
 
 def begun_with(run: Storage, records_run: Storage, config: Config) -> tuple[Records, int]:
