@@ -70,7 +70,7 @@ def settled_run(environment: Mapping[str, str]) -> tuple[Storage, Settlement]:
     from deepfake_detector.core import layout
     from deepfake_detector.stages.runs import load_settlement
 
-    run = open_storage(required(environment, "RUN"))
+    run = open_storage(required(environment, "RUN"), patient=True)
     stage, expected = _bound(environment)
     settlement = load_settlement(run)
     if stage and (found := settlement.fingerprint(stage)) != expected:

@@ -45,7 +45,8 @@ def _supervise(environment: Mapping[str, str], train: Sequence[str], export: Seq
     from deepfake_detector.adapters.storage import open_storage
 
     place = place_of(environment)
-    with end_kept(open_storage(required(environment, "RUN")), "train", place.index, place.where):
+    run = open_storage(required(environment, "RUN"), patient=True)
+    with end_kept(run, "train", place.index, place.where):
         run, settlement = settled_run(environment)
         supervise(place, run, settlement.config, train=train, export=export)
 

@@ -10,13 +10,15 @@ from typing import Literal
 STEPS = 40
 STARTUP_SECONDS = 20.0  # of which a fault by the clock may come: imports, rendezvous, strategy, first steps
 
-Act = Literal["kill", "stop", "term", "outage", "full"]
+Act = Literal["kill", "stop", "term", "outage", "missing", "full"]
 Victim = Literal["child", "supervisor", "shard", "preprocess", "decoder", "export", "launcher", "storage", "disk"]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """act: SIGKILL, SIGSTOP or SIGTERM to the victim, storage away, scratch full. index: which of those that are there.
+    """act: SIGKILL, SIGSTOP or SIGTERM to the victim, storage away, or as if its bucket did not exist, scratch full.
+
+    index: which of those that are there.
 
     step: when that many steps are done (0: when the run begins), and then `delay` seconds later. seconds: how long it
     lasts; for a stopped process 0: for good.
@@ -114,8 +116,9 @@ def _preprocess(dice: random.Random) -> list[Fault]:
 
 def _outage(dice: random.Random) -> list[Fault]:
     moment = _moment(dice)
-    away = Fault("outage", "storage", 0, int(moment.get("step", 0)), moment["delay"], dice.uniform(2, 40))
-    return [away, _signal(dice, dice.choice(("child", "supervisor")), step=away.step, delay=away.delay + 1)]
+    step, delay, seconds = int(moment.get("step", 0)), moment["delay"], dice.uniform(2, 40)
+    beside = _signal(dice, dice.choice(("child", "supervisor")), step=step, delay=delay + 1)
+    return [Fault(dice.choice(("outage", "missing")), "storage", 0, step, delay, seconds), beside]
 
 
 def _disk(dice: random.Random) -> list[Fault]:

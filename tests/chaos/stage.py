@@ -184,10 +184,10 @@ class Play:
     def _done_to(self, fault: Fault) -> Any:
         """Do it, and end it afterwards where it has an end. Raises LookupError where nothing is there to be hit."""
         match fault.act:
-            case "outage":
+            case "outage" | "missing":
                 if self._world.proxy is None:
                     raise LookupError
-                with self._world.proxy.outage():
+                with self._world.proxy.outage(missing=fault.act == "missing"):
                     yield
             case "full":
                 if not self._world.can_fill:

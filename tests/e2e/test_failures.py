@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from google.cloud import storage
 
+from deepfake_detector.adapters.storage_gcs import OUTAGE_SECONDS
 from deepfake_detector.core.capacity import rooms
 from tests.e2e.conftest import FINISHED, SETTINGS, VIDEOS, Undisturbed
 from tests.e2e.namespace import (
@@ -183,12 +184,13 @@ def test_a_bucket_that_does_not_exist(namespace: Namespace, held_back: Client) -
         bucket.delete_blobs(list(bucket.list_blobs()))
         bucket.delete()
     let_go(namespace)
-    _require_failed_for_good(namespace, held_back, r"gs://videos: no such bucket")
+    # The pods take it for away first.
+    _require_failed_for_good(namespace, held_back, r"gs://videos: no such bucket", SECONDS + OUTAGE_SECONDS)
 
 
-def _require_failed_for_good(namespace: Namespace, client: Client, expected: str) -> None:
+def _require_failed_for_good(namespace: Namespace, client: Client, expected: str, seconds: float = SECONDS) -> None:
     """By status 78, without retries, and with the one line on the terminal."""
-    said = client.end(SECONDS)
+    said = client.end(seconds)
     assert said.status == 78
     assert re.search(expected, said.line(r"^error: job preprocess-\S+ has failed"))
     job = namespace.job("preprocess")

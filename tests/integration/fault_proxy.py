@@ -81,7 +81,7 @@ class FaultProxy:
 
     seed, rate, kinds: a share `rate` of the requests gets a fault of `kinds`. What the n-th request of a method to
     a path gets is a function of these and the seed, whatever other connections do meanwhile. server_port may be
-    assigned later. injected: how many faults of which kind; "outage" counts connections that met one.
+    assigned later. injected: how many faults of which kind; "outage" counts connections that met one, or requests.
     requests: how many requests of which method arrived. answered: bytes of answers' bodies that were passed on.
     """
 
@@ -107,7 +107,7 @@ class FaultProxy:
         self._orders: list[Order] = []
         self._lock = threading.Lock()
         self._connections: set[asyncio.Task[None]] = set()
-        self._away = False
+        self._away = self._missing = False
         self._listener = socket.create_server(("127.0.0.1", port), backlog=512)
         self.port: int = self._listener.getsockname()[1]
         self._loop = asyncio.new_event_loop()
@@ -154,18 +154,24 @@ class FaultProxy:
             self._orders = []
 
     @contextmanager
-    def outage(self) -> Iterator[None]:
-        """Meanwhile every connection is reset, those that are open as well as new ones."""
-        self.begin_outage()
+    def outage(self, *, missing: bool = False) -> Iterator[None]:
+        """Meanwhile every connection is reset, those that are open as well as new ones.
+
+        missing: instead, every request is answered as Google answers one for a bucket that does not exist.
+        """
+        self.begin_outage(missing=missing)
         try:
             yield
         finally:
             self.end_outage()
 
-    def begin_outage(self) -> None:
+    def begin_outage(self, *, missing: bool = False) -> None:
         """Returns when the last connection is dropped."""
 
         async def begin() -> None:
+            if missing:
+                self._missing = True
+                return
             self._away = True
             self.injected["outage"] += len(self._connections)
             await self._drop_all()
@@ -173,7 +179,7 @@ class FaultProxy:
         asyncio.run_coroutine_threadsafe(begin(), self._loop).result()
 
     def end_outage(self) -> None:
-        self._away = False
+        self._away = self._missing = False
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -228,6 +234,12 @@ class FaultProxy:
         self, head: Head, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, upstream: _Upstream
     ) -> None:
         self.requests[head.method] += 1
+        if self._missing:
+            self.injected["outage"] += 1
+            async for _ in body(head, reader):
+                pass
+            await _answer(writer, 404, "The specified bucket does not exist.")
+            return
         fault, at, draw = self._choose(head)
         if fault is not None:
             self.injected[fault] += 1
@@ -360,8 +372,8 @@ async def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
     await writer.drain()
 
 
-async def _answer(writer: asyncio.StreamWriter, status: int) -> None:
-    error = json.dumps({"error": {"code": status, "message": "injected"}}).encode()
+async def _answer(writer: asyncio.StreamWriter, status: int, message: str = "injected") -> None:
+    error = json.dumps({"error": {"code": status, "message": message}}).encode()
     head = f"HTTP/1.1 {status} Injected\r\nContent-Type: application/json\r\nContent-Length: {len(error)}\r\n\r\n"
     await _write(writer, head.encode() + error)
 

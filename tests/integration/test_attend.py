@@ -27,8 +27,9 @@ from deepfake_detector.supervisor import attend, sigterm
 from deepfake_detector.supervisor.attempts import EXPORTED, POD_GONE, SHARD_DONE, SILENT, STOPPED, History
 from deepfake_detector.supervisor.where import Where
 from tests.integration.director import PATIENCE, ROOT, FakeWorker, Stage
+from tests.integration.fault_proxy import faulty_server
 from tests.integration.forked import Forked
-from tests.integration.gcs_server import GcsServer
+from tests.integration.gcs_server import GcsServer, available
 
 FAKE_PREPROCESS = str(Path(__file__).with_name("fake_preprocess.py"))
 FAKE_EXPORT = str(Path(__file__).with_name("fake_export.py"))
@@ -261,7 +262,7 @@ def test_an_end_is_recorded_before_the_log_is_stored(
     shard = 0 if stage == "preprocess" else None
     run = Watched(tmp_path / "run")
     save_config(run, Config(), {}, "")
-    monkeypatch.setattr(attend, "open_storage", lambda _: run)
+    monkeypatch.setattr(attend, "open_storage", lambda _, patient: run)
     where = Where("pod-1", "node-1")
     attend.attend(run.uri, stage, 0, (sys.executable, "-S", "-c", ""), tmp_path, dict(os.environ), where)
     assert known == [SHARD_DONE if stage == "preprocess" else EXPORTED]
@@ -320,10 +321,40 @@ def test_a_bad_value_smuggled_into_the_settings(pod: Pod, module: str, smuggle: 
 @pytest.mark.gcs
 @pytest.mark.parametrize("module", ["preprocess", "train"])
 def test_a_bucket_that_does_not_exist(pod: Pod, gcs_bucket: str, module: str) -> None:
-    pod.begin(f"jobs.{module}", RUN="gs://no-such-bucket/run")
+    """It may be away, since the command that created the Job has found it: that takes storage's whole budget."""
+    script = pod.folder / "impatient.py"
+    script.write_text(f"""
+import runpy
+from deepfake_detector.adapters.storage_gcs import GcsStorage
+GcsStorage.__init__.__kwdefaults__["outage_seconds"] = 1
+runpy.run_module("jobs.{module}", run_name="__main__")
+""")
+    pod.begin(str(script), RUN="gs://no-such-bucket/run")
     line = "gs://no-such-bucket: no such bucket (expected one that exists, for gs://no-such-bucket/run)"
-    assert pod.end(0) == (78, f"error: {line}")
+    _, errors = pod.supervisors[0].communicate(timeout=PATIENCE)
+    assert "no such bucket (expected one that exists, for gs://no-such-bucket/run); trying again" in errors
+    assert errors.splitlines()[-1] == f"error: {line}"
+    assert pod.supervisors[0].returncode == 78
     assert pod.message() == f"{line}\n"
+
+
+@pytest.mark.gcs
+def test_a_bucket_that_answers_404_while_a_pod_starts(pod: Pod, tmp_path: Path) -> None:
+    """Another life of a run whose other processes have seen the bucket: it waits as they do."""
+    if not available():
+        pytest.skip("needs fake-gcs-server, or Go to build it")
+    with faulty_server(tmp_path / "server.log") as (server, proxy):
+        server.make_bucket("bucket")
+        with proxy.outage(missing=True):
+            pod.begin("jobs.preprocess", RUN="gs://bucket/run", STORAGE_EMULATOR_HOST=proxy.url)
+            deadline = time.monotonic() + PATIENCE
+            while proxy.injected["outage"] < 2:
+                assert time.monotonic() < deadline
+                assert pod.supervisors[0].returncode is None
+                time.sleep(0.01)
+        status, line = pod.end(0)
+    assert status == 78
+    assert line.startswith("error: gs://bucket/run/config.json: not found")
 
 
 def test_out_of_memory_is_told_with_limit_and_peak(pod: Pod, memory_group: Path) -> None:

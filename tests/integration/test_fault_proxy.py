@@ -154,6 +154,16 @@ def test_outage(proxy: FaultProxy) -> None:
     assert proxy.injected["outage"] >= 1
 
 
+def test_a_bucket_that_is_missing_for_a_while(servers: tuple[GcsServer, FaultProxy]) -> None:
+    proxy = servers[1]
+    with proxy.outage(missing=True):
+        assert send(proxy.port, "GET", MEDIA)[0] == 404
+        status, said = send(proxy.port, "POST", "/upload/storage/v1/b/bucket/o?uploadType=media&name=lost", BODY)
+    assert (status, json.loads(said)["error"]["message"]) == (404, "The specified bucket does not exist.")
+    assert send(proxy.port, "GET", MEDIA) == (200, BODY)
+    assert not is_there(servers, "lost")
+
+
 def outcomes(seed: int, port: int) -> list[str]:
     """What becomes of 100 requests one after the other."""
     with FaultProxy(port, seed=seed, rate=0.5, slow_seconds=0.01, silence_seconds=0.01) as proxy:

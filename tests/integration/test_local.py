@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from deepfake_detector.adapters.machine import cpu_limit
+from deepfake_detector.cli import main
 from deepfake_detector.core import layout
-from deepfake_detector.core.errors import EXIT_RETRY, EXIT_UNAVAILABLE
+from deepfake_detector.core.errors import EXIT_PERMANENT, EXIT_RETRY, EXIT_UNAVAILABLE
 from deepfake_detector.local import processes
 from deepfake_detector.local.launch import RETRIES, Commands, run_local
 from deepfake_detector.local.processes import JobError, checkout, free_blocks
@@ -176,6 +177,21 @@ def test_workers_that_do_not_come_end_the_run_at_once(local: Local) -> None:
     with pytest.raises(JobError, match=r"^train [01]: exit 69: worker 1: not there$") as caught:
         run_local(local.run, tiny(train__workers=2), commands=Commands(train=command))
     assert caught.value.exit_status == EXIT_RETRY
+
+
+@pytest.mark.gcs
+@pytest.mark.parametrize("misspelt", ["videos", "run", "records"])
+def test_a_bucket_that_does_not_exist_is_told_at_once(
+    gcs_bucket: str, tmp_path: Path, misspelt: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the command itself: its jobs would wait for a bucket that may be away."""
+    missing = "gs://no-such-bucket/somewhere"
+    place = {"videos": str(tmp_path), "run": str(tmp_path / "run"), misspelt: missing}
+    if misspelt == "records":
+        del place["videos"]
+    arguments = [part for name, uri in place.items() for part in (f"--{name}", uri)]
+    assert main(["local", "--recipe", "demo", *arguments]) == EXIT_PERMANENT
+    assert capsys.readouterr().err.startswith("error: gs://no-such-bucket: no such bucket (expected one that exists")
 
 
 @pytest.mark.parametrize(

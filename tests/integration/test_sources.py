@@ -43,7 +43,7 @@ def test_an_object_that_disagrees_with_its_checksum_costs_its_video_alone(
     def answer(method: str, path: str) -> tuple[int, dict[str, str], bytes]:
         return 200, {"X-Goog-Hash": "crc32c=AAAAAA=="} if "real%2F2.mp4" in path else {}, b"other bytes"
 
-    monkeypatch.setattr(preprocess, "open_storage", lambda uri: GcsStorage(uri, grace_seconds=0.3))
+    monkeypatch.setattr(preprocess, "open_storage", lambda uri, patient: GcsStorage(uri, grace_seconds=0.3))
     with answering(answer, monkeypatch):
         report = preprocess.preprocess_shard(run, remote, 0, scratch=tmp_path / "scratch", extract=faceless)
     outcomes = {video.key: video for video in report.videos}
@@ -65,8 +65,8 @@ def test_a_bucket_that_goes_away_loses_no_video(tmp_path: Path, monkeypatch: pyt
             had.add(path)
         return 200, {"Content-Type": "application/json"}, b"{}"
 
-    def hasty(uri: str) -> Storage:
-        storage = GcsStorage(uri, outage_seconds=0.3)
+    def hasty(uri: str, patient: bool) -> Storage:
+        storage = GcsStorage(uri, outage_seconds=0.3, patient=patient)
         monkeypatch.setattr(storage, "_request_seconds", 60.0)  # an answer that comes late is another error
         return storage
 

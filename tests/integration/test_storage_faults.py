@@ -284,17 +284,19 @@ def test_a_trickle_is_no_download(proxy: FaultProxy, storage: GcsStorage, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("missing", [False, True], ids=["reset", "404"])
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_an_outage_is_ridden_out_and_reported(
     proxy: FaultProxy,
     storage: GcsStorage,
     tmp_path: Path,
     operation: Operation,
+    missing: bool,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     fill(storage, NEEDED[operation])
     with ThreadPoolExecutor(1) as pool:
-        with proxy.outage():
+        with proxy.outage(missing=missing):
             met = proxy.injected["outage"]
             work = pool.submit(operation, storage, tmp_path)
             deadline = time.monotonic() + 60

@@ -30,4 +30,5 @@ def test_faults_can_be_done(seed: int, number: int) -> None:
         assert 0 <= fault.step <= STEPS
         assert fault.delay >= 0
         assert fault.act != "stop" or fault.victim not in ("launcher", "decoder") or fault.seconds, str(fault)
+    assert {fault.act for fault in scenario.faults if fault.victim == "storage"} <= {"outage", "missing"}
     assert sum(fault.victim == "decoder" for fault in scenario.faults) <= 1, "a second one would lose the video"

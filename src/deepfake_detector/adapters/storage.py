@@ -89,15 +89,17 @@ def checked_name(name: str) -> str:
     return name
 
 
-def open_storage(uri: str) -> Storage:
+def open_storage(uri: str, *, patient: bool = False) -> Storage:
     """The storage rooted at a folder or at gs://bucket/prefix.
 
-    Opening does no input or output. gs:// honours STORAGE_EMULATOR_HOST. Raises ConfigError for another scheme.
+    Opening does no input or output. gs:// honours STORAGE_EMULATOR_HOST. patient: for a process of a run, whose command
+    has found the bucket: one that does not exist may be away, and is a wrong setting only when it stays away.
+    Raises ConfigError for another scheme.
     """
     if uri.startswith("gs://"):
         from deepfake_detector.adapters.storage_gcs import GcsStorage
 
-        return GcsStorage(uri)
+        return GcsStorage(uri, patient=patient)
     if not uri or re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", uri):
         raise ConfigError(f"{uri!r}: expected a folder or gs://bucket/prefix")
     from deepfake_detector.adapters.storage_local import LocalStorage

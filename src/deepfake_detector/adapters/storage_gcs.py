@@ -7,11 +7,10 @@ application default credentials, for example those of Workload Identity.
 Retries wrap a whole operation and the library's own are off, so that budgets do not add up; the exception is an
 upload in chunks, each of which has the budget to itself. The library's list of transient errors is kept. An answer
 that never ends is bounded for the bytes of objects (gcs_download); the metadata of a page is not, beyond the
-longest time without a byte. A 404 may mean the object, the bucket or a resumable upload's lost session; a listing
-tells (it needs storage.objects.list only, where reading the bucket's metadata needs more than the role objectAdmin
-gives). It is asked for at each 404 of an upload or a download, of which few are normal, and else at the first, since
-many wait for an object by asking. A bucket that is gone after it was seen is an outage; one never seen is a wrong
-setting.
+longest time without a byte. A 404 may mean the object, the bucket or a resumable upload's lost session. Google says
+which; where it is not said, as by emulators, a listing tells (it needs storage.objects.list only, where reading the
+bucket's metadata needs more than the role objectAdmin gives), each time, or an outage would make objects disappear. A
+bucket that is gone after this process has seen it is an outage; one never seen is a wrong setting.
 """
 
 from __future__ import annotations
@@ -54,6 +53,11 @@ _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")  # cloud.google.com/
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
+_seen: set[tuple[str, str]] = set()  # endpoint and bucket: something in it was answered for
+
+
+class _BucketAwayError(ConnectionError):
+    """A bucket that answers as one that does not exist does."""
 
 
 class GcsStorage:
@@ -61,7 +65,7 @@ class GcsStorage:
 
     outage_seconds: how long transient errors are retried. grace_seconds: the same for refused credentials and for
     downloads that disagree with their checksum, either of which may pass but rarely does. page_size: objects per
-    listing request; None leaves it to the server (1000).
+    listing request; None leaves it to the server (1000). patient: as in `adapters.storage.open_storage`.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class GcsStorage:
         outage_seconds: float = OUTAGE_SECONDS,
         grace_seconds: float = GRACE_SECONDS,
         page_size: int | None = None,
+        patient: bool = False,
     ) -> None:
         bucket, _, prefix = uri.removeprefix("gs://").strip("/").partition("/")
         if not uri.startswith("gs://") or not _BUCKET.fullmatch(bucket):
@@ -79,8 +84,7 @@ class GcsStorage:
         self._bucket_name = bucket
         self._prefix = f"{prefix}/" if prefix else ""
         self._page_size = page_size
-        self._seen_bucket = False  # something in it was answered for
-        self._asked_for_bucket = False  # after a 404
+        self._patient = patient
         self._request_seconds = min(_REQUEST_SECONDS, outage_seconds)
         self._outage = Retry(_is_transient, *_DELAYS, timeout=outage_seconds)
         self._grace = Retry(_may_pass, *_DELAYS, timeout=grace_seconds)
@@ -123,12 +127,13 @@ class GcsStorage:
 
     def exists(self, name: str) -> bool:
         def call() -> bool:
-            found: bool = self._blob(name).exists(retry=None, timeout=self._request_seconds)
-            if not found:
-                self._require_bucket()
-            return found
+            self._blob(name).reload(retry=None, timeout=self._request_seconds)  # `exists` would hide what a 404 says
+            return True
 
-        return self._run(name, call)
+        try:
+            return self._run(name, call)
+        except NotFoundError:
+            return False
 
     def list(self, prefix: str = "") -> Iterator[Entry]:
         for name, blob in self._blobs(prefix, "name,size"):
@@ -148,7 +153,7 @@ class GcsStorage:
     def download(self, name: str, path: Path) -> None:
         with os_errors(path), written_whole(path, durable=False) as file:
             purpose = f"a copy of {self.uri}/{name}"
-            self._fetch(name, file, lambda size: require_room(path.parent, size, purpose), expected=True)
+            self._fetch(name, file, lambda size: require_room(path.parent, size, purpose))
 
     def delete(self, name: str) -> None:
         with suppress(NotFoundError):
@@ -162,14 +167,7 @@ class GcsStorage:
         """
         return storage.Client(project=None)
 
-    def _fetch(
-        self,
-        name: str,
-        file: BinaryIO,
-        require_room: Callable[[int], None] = lambda size: None,
-        *,
-        expected: bool = False,
-    ) -> None:
+    def _fetch(self, name: str, file: BinaryIO, require_room: Callable[[int], None] = lambda size: None) -> None:
         """The object's bytes into an empty file. The budget of an outage starts anew when a request got on."""
         download: Download | None = None
         trouble = _Trouble(f"{self.uri}/{name}")
@@ -187,7 +185,7 @@ class GcsStorage:
             )
             return download.go_on()
 
-        while (broken := self._run(name, call, trouble, expected=expected)) is not None:
+        while (broken := self._run(name, call, trouble)) is not None:
             trouble.met(broken)
         trouble.over()
 
@@ -229,7 +227,7 @@ class GcsStorage:
         """What an upload's error comes to where its class does not tell; None: it does."""
         if isinstance(error, api.GoogleAPICallError):
             if error.code in (404, 410):
-                self._require_bucket(again=True)
+                self._require_bucket(error)
                 return ConnectionError(f"the session of a resumable upload is gone ({error.code})")
             # A server that was told a checksum compares it ("Provided CRC32C ... doesn't match calculated CRC32C ...").
             if error.code == 400 and "crc32c" in str(error).lower():
@@ -282,9 +280,16 @@ class GcsStorage:
             raise self._no_bucket() from error
         return blobs, iterator.next_page_token
 
-    def _require_bucket(self, again: bool = False) -> None:
-        if self._asked_for_bucket and not again:
-            return
+    def _require_bucket(self, error: api.GoogleAPICallError) -> None:
+        """Whether a 404 is about what is in the bucket; raises what to tell of one that is not there."""
+        said = error.message.lower()
+        if "bucket does not exist" in said:
+            raise self._no_bucket() from error
+        if "no such object" not in said:
+            self._ask_for_bucket()
+        _seen.add(self._place)
+
+    def _ask_for_bucket(self) -> None:
         probe = self._client.list_blobs(
             self._bucket_name, max_results=1, fields="items(name)", retry=None, timeout=self._request_seconds
         )
@@ -292,26 +297,25 @@ class GcsStorage:
             next(iter(probe), None)
         except api.NotFound as error:
             raise self._no_bucket() from error
-        self._seen_bucket = self._asked_for_bucket = True
 
     def _no_bucket(self) -> Exception:
         message = f"gs://{self._bucket_name}: no such bucket (expected one that exists, for {self.uri})"
-        return ConnectionError(message) if self._seen_bucket else ConfigError(message)
+        return _BucketAwayError(message) if self._patient or self._place in _seen else ConfigError(message)
 
-    def _run(self, name: str, call: Callable[[], T], trouble: _Trouble | None = None, *, expected: bool = False) -> T:
-        """`call` with retries, and its errors as this project's.
+    @property
+    def _place(self) -> tuple[str, str]:
+        return self._client.api_endpoint, self._bucket_name
 
-        trouble: of an operation of more than one call; expected: the object should be there, so that each 404 makes
-        sure of the bucket.
-        """
+    def _run(self, name: str, call: Callable[[], T], trouble: _Trouble | None = None) -> T:
+        """`call` with retries, and its errors as this project's. trouble: of an operation of more than one call."""
         where = f"{self.uri}/{name}"
         own = trouble or _Trouble(where)
 
         def try_once() -> T:
             try:
                 return call()
-            except api.NotFound:
-                self._require_bucket(again=expected)
+            except api.NotFound as error:
+                self._require_bucket(error)
                 raise
 
         try:
@@ -327,7 +331,7 @@ class GcsStorage:
             raise StorageError(f"{where}: {_summary(error)}") from error
         except (api.GoogleAPIError, requests.RequestException) as error:
             raise ConfigError(f"{where}: {_summary(error)}") from error
-        self._seen_bucket = True
+        _seen.add(self._place)
         if trouble is None:
             own.over()
         return result
@@ -335,6 +339,8 @@ class GcsStorage:
     def _given_up(self, where: str, cause: Exception | None) -> DetectorError:
         if isinstance(cause, DataCorruption):
             return CorruptError(f"{where}: {_summary(cause)}")
+        if isinstance(cause, _BucketAwayError) and self._place not in _seen:
+            return ConfigError(str(cause))
         if cause is None or not _refused(cause):
             return StorageError(f"{where}: {_summary(cause)}: expected an answer within {self._outage.timeout:g} s")
         message = (

@@ -15,7 +15,7 @@ from types import FrameType
 
 from deepfake_detector.adapters.machine import cpu_limit
 from deepfake_detector.adapters.rounds import load_summary, require_no_half_done_retry, round_storage
-from deepfake_detector.adapters.storage import Storage
+from deepfake_detector.adapters.storage import Storage, open_storage
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import (
@@ -105,6 +105,8 @@ def _preprocess(run: Storage, config: Config, processes: Processes, scratch: Pat
     if not records.exists(layout.RECORDS_SUMMARY):
         if records.uri != run.uri:
             raise DataError(f"{records.uri}/{layout.RECORDS_SUMMARY}: not found, expected finished records (--records)")
+        if config.data.videos.startswith("gs://"):  # the jobs would wait for a bucket that does not exist
+            open_storage(config.data.videos).exists("manifest.csv")
         print(f"preprocess: {config.data.videos} in {config.data.shards} shards")
         _run_round(run, 0, config.data.shards, processes, scratch, command)
     elif not has_begun(run, "train"):

@@ -52,7 +52,7 @@ def export(run: Storage, scratch: Path, records: Storage | None = None) -> Detec
         tidy_up(run)  # after one that died before it could
         return published
     trained = _trained(run, config)
-    records = records or records_storage(run)
+    records = records or records_storage(run, patient=True)
     try:
         model = _restore(run, trained, config, scratch)
     except (CorruptError, NotFoundError) as error:

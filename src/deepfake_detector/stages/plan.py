@@ -38,7 +38,7 @@ def make_plan(run: Storage, config: Config, *, progress: Callable[[int], None] |
         return committed_plan(run, config)
     if not config.data.videos:
         raise ConfigError("data.videos='': expected the folder or gs:// prefix that holds the videos")
-    videos = open_storage(config.data.videos)
+    videos = open_storage(config.data.videos, patient=True)
     found = find_videos(list_sizes(videos, progress), videos.read, videos.uri)
     plan = plan_videos(found, config.data, videos.uri)
     return commit_plan(run, config, plan, shards=config.data.shards, found=found.lines, lost=found.lost)

@@ -92,7 +92,7 @@ def _make_shard(
     with (
         _ShardFiles(scratch / "records", *shard_of) as files,
         Decoders(config, slots, extract) as decoders,
-        Sources(open_storage(config.data.videos), videos, scratch / "videos", slots) as sources,
+        Sources(open_storage(config.data.videos, patient=True), videos, scratch / "videos", slots) as sources,
     ):
         outcomes = _make_records(config, videos, files, decoders, sources, on_progress)
         return _commit(place, config, shard_of, files, outcomes)

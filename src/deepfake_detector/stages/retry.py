@@ -122,7 +122,7 @@ def make_retry_plan(run: Storage, config: Config, number: int) -> PlanSummary:
     if len(rounds) != number:
         raise DataError(f"{place.uri}: {len(rounds)} finished rounds before it: expected {number}")
     # A bucket that is gone, or refuses us, ends the retry here: once it is planned, no training begins before its end.
-    next(iter(open_storage(config.data.videos).list()), None)
+    next(iter(open_storage(config.data.videos, patient=True).list()), None)
     retry, outcomes = _plan(run, config, rounds, _reports(rounds))
     if not retry.videos:  # there were some when the retry was asked for
         raise DataError("; ".join([_nothing_to_try(run, rounds[-1].summary), *describe_left(retry)]))

@@ -93,10 +93,13 @@ def load_given(run: Storage) -> dict[str, Any]:
     return dict(_document(run)["given"])
 
 
-def records_storage(run: Storage) -> Storage:
-    """The run whose records are trained on: another one where `--records` named it, or the run itself."""
+def records_storage(run: Storage, *, patient: bool = False) -> Storage:
+    """The run whose records are trained on: another one where `--records` named it, or the run itself.
+
+    patient: as in `open_storage`, of another one.
+    """
     uri = _document(run)["records"]
-    return open_storage(uri) if uri else run
+    return open_storage(uri, patient=patient) if uri else run
 
 
 def save_config(run: Storage, config: Config, given: Mapping[str, Any], records: str = "") -> None:

@@ -69,7 +69,7 @@ def attend(
     However it ends, the tail of its output is then in RUN/logs/<stage>/<index>/<attempt>.log. After SIGTERM this
     process ends with status 143. To be called from the main thread: the child dies with the thread that starts it.
     """
-    storage = open_storage(run)
+    storage = open_storage(run, patient=True)
     history = _begin(storage, stage, index, where)
     output = scratch / f"{stage}-{index}.log"
     with sigterm.farewell():

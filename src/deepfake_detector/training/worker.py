@@ -79,7 +79,7 @@ def run_worker(
     StorageError. A peer that does not come within operations.startup_seconds ends the process with status 1 and a
     traceback: TensorFlow waits for it with Python's lock held, so that no exception could be raised.
     """
-    run, records_run = open_storage(run_uri), open_storage(records_uri)
+    run, records_run = (open_storage(uri, patient=True) for uri in (run_uri, records_uri))
     if _is_trained(run, config):
         return
     if cluster.workers != config.train.workers:

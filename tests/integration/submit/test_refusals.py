@@ -24,6 +24,15 @@ from tests.integration.submit.driver import (
 pytestmark = NEEDS
 
 
+@pytest.mark.parametrize("flag", ["--run", "--videos", "--records"])
+def test_a_bucket_that_does_not_exist_is_told_at_once(run, server, capsys, flag):
+    """Its pods would wait for one that may be away."""
+    stage = PREPROCESS if flag != "--records" else TRAIN
+    assert submit(*stage, flag, "gs://no-such-bucket/somewhere") == EXIT_PERMANENT
+    assert "gs://no-such-bucket: no such bucket" in capsys.readouterr().err
+    assert server.listed("jobs", {}) == []
+
+
 def test_other_settings_than_those_of_an_active_job_are_refused(run, server, capsys):
     assert submit(*PREPROCESS) == 0
     before, job = run.read(layout.CONFIG), created(server)
