@@ -219,7 +219,10 @@ class GcsStorage:
                 raise meant from error
             return True
 
-        stored = self._run(name, call, trouble)
+        try:
+            stored = self._run(name, call, trouble)
+        except CorruptError as error:  # on its way from here: from another machine it may arrive
+            raise StorageError(str(error)) from error
         trouble.over()
         return stored
 
