@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from deepfake_detector.adapters import kernel
 from deepfake_detector.adapters.kernel import cpu_seconds
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import ConfigError, WaitError
 from deepfake_detector.core.extraction import Extraction
 from deepfake_detector.core.outcomes import Outcome
+from deepfake_detector.stages import decoders as decoders_module
 from deepfake_detector.stages.decoders import BASE_SECONDS, Decoders, allowed_seconds
 from tests.integration.test_preprocess import REPOSITORY, config_for
 
@@ -38,6 +40,8 @@ def act(path: Path, config: Config) -> Extraction:
         signal.pause()
     if what == "answer" and first_time(path):
         return Extraction(outcome=Outcome.OK, detail="x" * 10_000_000)  # more than the pipe takes
+    if what == "doze" and first_time(path):
+        os.kill(os.getpid(), signal.SIGSTOP)
     if what == "hang":
         signal.pause()
     while what == "spin":
@@ -145,6 +149,67 @@ def test_a_process_that_stands_still_costs_one_more_try(
     with Decoders(config_for(tmp_path, operations__video_timeout_seconds=4), 2, act) as decoders:
         results = list(decoders.map(sending({name: signal.SIGSTOP}, names, tmp_path)))
     assert [result.detail.split()[0] for result in results] == names
+
+
+def test_a_frozen_process_is_noticed_before_its_video_s_time_is_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(decoders_module, "BASE_SECONDS", 3000.0)
+    monkeypatch.setattr(decoders_module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(decoders_module, "FROZEN_SECONDS", 0.2)
+    results = run_all(["doze-1", "ok-1"], tmp_path)
+    assert [result.detail for result in results] == ["doze-1 0 False", "ok-1 0 False"]
+    [message] = [record.message for record in caplog.records]
+    assert message == "doze-1: decoding process lost (was frozen for 0.2 s (SIGSTOP)), trying once more"
+
+
+def test_a_process_that_is_frozen_at_its_start_is_started_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(decoders_module, "STARTUP_SECONDS", 3000.0)
+    monkeypatch.setattr(decoders_module, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(decoders_module, "FROZEN_SECONDS", 0.2)
+    with Decoders(config_for(tmp_path), 1, EndsAtItsStart(stop_once, tmp_path / "start")) as decoders:
+        [result] = decoders.map([tmp_path / "ok-1"])
+    assert result.detail.split()[0] == "ok-1"
+
+
+class Clock:
+    """`time`, with a monotonic clock that can be put forward."""
+
+    ahead = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.ahead
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(time, name)
+
+
+def test_a_pause_of_all_processes_costs_no_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A paused container, for example: the clock goes on, and the parent may be the first to get on again."""
+    clock, looks = Clock(), 0
+
+    def wait_for(connections: list[Connection], timeout: float) -> list[object]:
+        nonlocal looks
+        marker = tmp_path / "doze-1.tried"
+        if marker.exists() and state(pid := int(marker.read_text())) == "T":
+            looks += 1
+            if looks == 3:
+                clock.ahead = 3600.0
+            if looks == 5:
+                os.kill(pid, signal.SIGCONT)
+        return list(wait(connections, min(timeout, 0.02)))
+
+    monkeypatch.setattr(decoders_module, "wait", wait_for)
+    monkeypatch.setattr(decoders_module, "time", clock)
+    monkeypatch.setattr(kernel, "time", clock)
+    results = run_all(["doze-1"], tmp_path)
+    assert looks >= 5
+    assert [result.outcome for result in results] == [Outcome.OK]
+    assert caplog.records == []
 
 
 def test_a_video_is_not_charged_for_its_parent_s_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,6 +331,12 @@ def test_a_process_that_is_killed_at_its_start_is_started_again(tmp_path: Path) 
 def abort_once(path: Path) -> Callable[[Path, Config], Extraction]:
     if first_time(path):
         os.abort()
+    return act
+
+
+def stop_once(path: Path) -> Callable[[Path, Config], Extraction]:
+    if first_time(path):
+        os.kill(os.getpid(), signal.SIGSTOP)
     return act
 
 

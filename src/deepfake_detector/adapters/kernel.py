@@ -7,6 +7,8 @@ import os
 import time
 from pathlib import Path
 
+GAP_SECONDS = 5.0  # more between two looks at a process
+
 
 def _stat(process: str) -> list[str]:
     """What /proc says of a process after its name, which may hold anything: field 3, its state, comes first."""
@@ -44,20 +46,23 @@ def is_stopped(pid: int) -> bool:
 
 
 class Frozen:
-    """How long a process is found stopped, look by look."""
+    """How long a process is found stopped, look by look.
+
+    Looks that are more than GAP_SECONDS apart are not in a row: whoever looks may have been stopped as well, with the
+    whole container for example.
+    """
 
     def __init__(self, pid: int) -> None:
         self._pid = pid
-        self._since: float | None = None
+        self._since = self._looked = float("-inf")
 
     def seconds(self) -> float:
         """Since the first of the looks in a row that found it so; 0 when this one does not."""
-        if not is_stopped(self._pid):
-            self._since = None
-            return 0.0
-        if self._since is None:
-            self._since = time.monotonic()
-        return time.monotonic() - self._since
+        now, stopped = time.monotonic(), is_stopped(self._pid)
+        if not stopped or now - self._looked > GAP_SECONDS:
+            self._since = now
+        self._looked = now
+        return now - self._since
 
 
 def reap_group(group: int) -> None:

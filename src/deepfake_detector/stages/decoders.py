@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deepfake_detector.adapters.kernel import cpu_seconds
+from deepfake_detector.adapters.kernel import GAP_SECONDS, Frozen, cpu_seconds
 from deepfake_detector.adapters.machine import MemoryUse, describe_oom, memory_use
 from deepfake_detector.core.config import Config
 from deepfake_detector.core.errors import DetectorError, MemoryLimitError, WaitError
@@ -34,6 +34,8 @@ STARTUP_SECONDS = 120.0
 BASE_SECONDS = 10.0
 BYTES_PER_SECOND = 10_000
 ANSWER_SECONDS = 10.0  # for more of an answer that has begun: what the parent does meanwhile is not the video's time
+LOOK_SECONDS = 2.0  # between two looks whether a process is frozen, or its time is over
+FROZEN_SECONDS = 10.0  # after which a frozen one is ended, whatever time its video has
 STALLED = 0.1  # a process that was on a CPU for less than this share of its time was stopped or starved
 KILLED = "signal 9 (SIGKILL)"
 
@@ -68,12 +70,12 @@ class Decoders:
     def map(self, paths: Iterable[Path]) -> Iterator[Extraction]:
         """The extraction of every path, in the order of `paths`, which is consumed as slots become free.
 
-        A process that crashes, or that stands still until its video's time is over, costs one more try in a fresh
-        process, with nothing else before it. So does one that meets the cap of memory after other videos, which left
-        something behind in it: the outcome is the same whatever came before. A video that keeps a process at work for
-        all its time is not tried again. Raises WaitError when a process does not even start, MemoryLimitError when the
-        kernel kills one because this container's memory ran out (no video is to blame for a limit that is too low), and
-        whatever error of this project a process meets that is not the video's.
+        A process that crashes, is frozen (SIGSTOP), or stands still until its video's time is over, costs one more try
+        in a fresh process, with nothing else before it. So does one that meets the cap of memory after other videos,
+        which left something behind in it: the outcome is the same whatever came before. A video that keeps a process at
+        work for all its time is not tried again. Raises WaitError when a process does not even start, MemoryLimitError
+        when the kernel kills one because this container's memory ran out (no video is to blame for a limit that is too
+        low), and whatever error of this project a process meets that is not the video's.
         """
         tasks = (self._task(index, path) for index, path in enumerate(paths))
         results: dict[int, Extraction] = {}
@@ -149,13 +151,14 @@ class _Slot:
         self.connection: Connection | None = None
         self.task: _Task | None = None
         self.ready = False
-        self.since = 0.0
+        self.left = 0.0  # seconds that the process still has for what it does
+        self._looked = 0.0
         self.memory: MemoryUse | None = None  # before the process started
         self._failed_starts = 0
         self._videos = 0  # that the process was given
         self._used = 0.0  # seconds of CPU before the task
         self._received = bytearray()
-        self._received_at = 0.0
+        self._frozen: Frozen | None = None
 
     @property
     def pid(self) -> int | None:
@@ -167,11 +170,16 @@ class _Slot:
         assert self.task is not None
         return self.task.seconds if self.ready else STARTUP_SECONDS
 
+    def look(self) -> None:
+        """Count its time. Of a long one without a look the process may have had nothing: all may have been stopped."""
+        now = time.monotonic()
+        self.left -= min(now - self._looked, GAP_SECONDS)
+        self._looked = now
+
     @property
-    def deadline(self) -> float:
-        """When to give it up. A video whose answer has begun is done: its process waits for room in the pipe."""
-        deadline = self.since + self.seconds
-        return max(deadline, self._received_at + ANSWER_SECONDS) if self.answering else deadline
+    def frozen(self) -> bool:
+        """Whether looks in a row have found the process stopped for too long."""
+        return self._frozen is not None and self._frozen.seconds() >= FROZEN_SECONDS
 
     @property
     def answering(self) -> bool:
@@ -213,7 +221,7 @@ class _Slot:
         return used is not None and used - self._used < STALLED * self.seconds
 
     def _begin_count(self) -> None:
-        self.since = time.monotonic()
+        self.left, self._looked = self.seconds, time.monotonic()
         self._used = (cpu_seconds(self.pid) if self.pid else None) or 0.0
 
     def receive(self) -> object:
@@ -221,8 +229,8 @@ class _Slot:
         assert self.connection is not None
         before = len(self._received)
         message = receive(self.connection, self._received)
-        if len(self._received) > before:
-            self._received_at = time.monotonic()
+        if len(self._received) > before:  # the video is done: its process waits for room in the pipe
+            self.left = max(self.left, ANSWER_SECONDS)
         return message
 
     def stop(self) -> str:
@@ -254,6 +262,7 @@ class _Slot:
         )
         self._process.start()
         theirs.close()
+        self._frozen = Frozen(self._process.pid or 0)
         self.ready = False
         self._videos = 0
         self._received.clear()
@@ -261,15 +270,28 @@ class _Slot:
 
 def _answers(busy: list[_Slot]) -> Iterator[tuple[_Slot, Extraction | _Lost]]:
     """Wait until something happens to a busy slot: its result, or how its process was lost. May yield nothing."""
-    left = min(slot.deadline for slot in busy) - time.monotonic()
-    happened = wait([slot.connection for slot in busy if slot.connection], timeout=max(left, 0))
+    left = min(slot.left for slot in busy)
+    happened = wait([slot.connection for slot in busy if slot.connection], timeout=min(max(left, 0), LOOK_SECONDS))
     for slot in busy:
+        slot.look()
         if slot.connection in happened:
             answer = _receive(slot)
             if answer is not None:
                 yield slot, answer
-        elif time.monotonic() >= slot.deadline:
+        elif slot.frozen:
+            if lost := _was_frozen(slot):
+                yield slot, lost
+        elif slot.left <= 0:
             yield slot, _out_of_time(slot)
+
+
+def _was_frozen(slot: _Slot) -> _Lost | None:
+    was_ready, reason = slot.ready, f"was frozen for {FROZEN_SECONDS:g} s (SIGSTOP)"
+    slot.stop()
+    if was_ready:
+        return _Lost(Outcome.TIMEOUT, reason)
+    slot.failed_to_start(reason)
+    return None
 
 
 def _out_of_time(slot: _Slot) -> Extraction | _Lost:
