@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import os
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
+import av
 import cv2
 import numpy as np
 import pytest
 
+from deepfake_detector.adapters import files
+from deepfake_detector.adapters.video import MACHINE, Video, _read_packets
 from deepfake_detector.core.config import Config, override
+from deepfake_detector.core.errors import StorageError
 from deepfake_detector.core.extraction import Extraction
 from deepfake_detector.core.outcomes import Outcome
 from deepfake_detector.core.recipes import resolve
@@ -69,6 +77,64 @@ def faceless(folder: Path) -> Path:
 
 def missing(folder: Path) -> Path:
     return folder / "a.mp4"
+
+
+def cut_short(folder: Path) -> Path:
+    whole = write_video(folder / "whole.avi", talking_head(20), codec="mpeg4")
+    return truncate(whole, folder / "a.avi", 0.5)
+
+
+@pytest.mark.parametrize("make", [text, cut_short, faceless, audio_only])
+def test_trouble_of_a_disk_is_no_verdict_on_a_video(
+    tmp_path: Path, make: Callable[[Path], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FFmpeg takes an error for the end of the file, so that its bytes have to be asked again."""
+
+    def fail(path: Path, mode: str) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = make(tmp_path)
+    monkeypatch.setattr(files, "open", fail, raising=False)
+    with pytest.raises(StorageError, match=rf"{path}: Input/output error"):
+        extract(path, CONFIG)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_file_that_can_not_be_read_ends_the_decoding(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").symlink_to("/proc/self/mem")  # begins with a page that nobody may read: EIO
+    with Decoders(CONFIG, 1) as decoders, pytest.raises(StorageError, match=r"a\.mp4: Input/output error"):
+        list(decoders.map([tmp_path / "a.mp4"]))
+
+
+@pytest.mark.parametrize("number", sorted(MACHINE))
+def test_trouble_of_the_machine_is_no_verdict_on_a_video(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the opening, and in the midst of the packets; it may be over when the file is read again."""
+
+    def fail(*_: object, **__: object) -> Iterator[None]:
+        raise av.FFmpegError(number, os.strerror(number))
+
+    path = talking(tmp_path)
+    with pytest.raises(StorageError, match=os.strerror(number)):
+        _read_packets(SimpleNamespace(demux=fail), None, path)
+    monkeypatch.setattr(av, "open", fail)
+    with pytest.raises(StorageError, match=rf"{path}: {os.strerror(number)}"):
+        extract(path, CONFIG)
+
+
+def test_an_error_of_the_machine_in_mid_video(tmp_path: Path) -> None:
+    video = Video(talking(tmp_path), CONFIG.limits.max_pixels)
+
+    def fail(stream: object) -> Iterator[None]:
+        raise av.FFmpegError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with pytest.raises(StorageError, match=os.strerror(errno.ESTALE)):
+        list(video._packets(SimpleNamespace(demux=fail), None))
+
+
+def talking(folder: Path) -> Path:
+    return write_video(folder / "a.mp4", talking_head(5))
 
 
 @pytest.mark.parametrize(

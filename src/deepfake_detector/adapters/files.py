@@ -7,7 +7,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -83,6 +83,16 @@ def require_room(folder: Path, need: int, purpose: str) -> None:
         free = shutil.disk_usage(place).free
     if free < need:
         raise StorageError(f"{folder}: {_size(free)} free: expected {_size(need)} for {purpose}")
+
+
+def require_readable(path: Path) -> None:
+    """Read a file through. Raises StorageError where a disk, a mount or the machine is in trouble.
+
+    One that is gone, or not for us to read, is none of that.
+    """
+    with suppress(NotFoundError, ConfigError), os_errors(path), open(path, "rb") as file:
+        while file.read(1 << 20):
+            pass
 
 
 def full_disk(error: BaseException) -> StorageError | None:

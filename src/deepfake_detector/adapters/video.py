@@ -8,6 +8,7 @@ more (the loop filter, BIDIR) would not. Seeking is slower than this in clips wi
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ import numpy.typing as npt
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 
+from deepfake_detector.core.errors import StorageError
 from deepfake_detector.core.outcomes import Outcome
 
 DEFAULT_FPS = 25.0  # FFmpeg's own assumption for a stream that tells neither times nor rate
@@ -30,6 +32,8 @@ DEFAULT_FPS = 25.0  # FFmpeg's own assumption for a stream that tells neither ti
 SKIP_CODECS = frozenset({"h264", "hevc"})
 # Containers that hold whole videos. Left out on purpose: playlists and image patterns, which open other files.
 FORMATS = "mov,matroska,webm,avi,mpegts,mpeg,flv,asf,ogg,h264,hevc,ivf,obu,m4v,mxf,gxf,3gp,y4m,yuv4mpegpipe,mpegvideo"
+# What no file's content makes FFmpeg say: the process, the machine or a mount is in trouble. EIO is not among them.
+MACHINE = {errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT}
 
 
 class VideoError(Exception):
@@ -53,8 +57,9 @@ class Video:
     """What a file's packets tell, and its frames. Construction reads the whole file once and decodes nothing.
 
     times: presentation time in seconds of every frame, ascending; end: when the last one ends; truncated: in words,
-    where the file breaks off, or "".
-    Raises VideoError (not_a_video, no_video_stream, too_large, decode_error) and OSError.
+    where the file breaks off, or "". An error of a disk may look like the file's end (files.require_readable tells).
+    Raises VideoError (not_a_video, no_video_stream, too_large, decode_error, missing_file), StorageError where the
+    machine or a mount is in trouble, and MemoryError.
     """
 
     def __init__(self, path: Path, max_pixels: int) -> None:
@@ -65,7 +70,7 @@ class Video:
         with self._open() as (container, stream):
             self.width, self.height = stream.width, stream.height
             self.codec = stream.codec_context.codec.canonical_name
-            packets, broken = _read_packets(container, stream)
+            packets, broken = _read_packets(container, stream, path)
             if not packets:
                 raise VideoError(Outcome.DECODE_ERROR, f"no packet of the video stream could be read {broken}".strip())
             rate = float(stream.average_rate or stream.guessed_rate or 0) or DEFAULT_FPS
@@ -89,7 +94,7 @@ class Video:
 
         A packet that the decoder refuses costs its frame and leaves a line in `notes`.
         Raises VideoError too_large when the frame size grows beyond the limit before the last wanted frame, and
-        MemoryError.
+        StorageError and MemoryError as construction does.
         Colours: swscale's conversion to RGB with the frame's own matrix and range; the same bits on the same CPU.
         """
         missing = set(wanted)
@@ -144,6 +149,7 @@ class Video:
         except MemoryError:
             raise
         except (av.FFmpegError, ValueError) as error:
+            _check_machine(self._path, error)
             self._note(f"file breaks off: {_reason(error)}")
 
     def _note(self, line: str) -> None:
@@ -189,6 +195,7 @@ def _container(path: Path, options: dict[str, str]) -> Any:
     except (av.error.FileNotFoundError, av.error.PermissionError) as error:
         raise VideoError(Outcome.MISSING_FILE, _reason(error)) from None
     except (av.FFmpegError, ValueError) as error:
+        _check_machine(path, error)
         raise VideoError(Outcome.NOT_A_VIDEO, _reason(error)) from None
 
 
@@ -202,7 +209,7 @@ def _video_stream(container: Any) -> Any:
     raise VideoError(Outcome.NO_VIDEO_STREAM, f"streams: {', '.join(kinds) or 'none'}")
 
 
-def _read_packets(container: Any, stream: Any) -> tuple[list[tuple[int | None, int | None]], str]:
+def _read_packets(container: Any, stream: Any, path: Path) -> tuple[list[tuple[int | None, int | None]], str]:
     """(pts, duration) of every packet that is shown, in file order, and why reading stopped early, or ""."""
     packets: list[tuple[int | None, int | None]] = []
     try:
@@ -213,6 +220,7 @@ def _read_packets(container: Any, stream: Any) -> tuple[list[tuple[int | None, i
     except MemoryError:
         raise
     except (av.FFmpegError, ValueError) as error:
+        _check_machine(path, error)
         return packets, f"({_reason(error)})"
     return packets, ""
 
@@ -236,6 +244,12 @@ def _timeline(durations: Mapping[int, int | None], base: Fraction, rate: float) 
 def _check_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise VideoError(Outcome.TOO_LARGE, f"{width} x {height} pixels: expected at most {max_pixels}")
+
+
+def _check_machine(path: Path, error: Exception) -> None:
+    number = getattr(error, "errno", None)
+    if number in MACHINE:
+        raise StorageError(f"{path}: {_reason(error)} (errno {number})") from error
 
 
 def _reason(error: Exception) -> str:

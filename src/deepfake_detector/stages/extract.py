@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepfake_detector.adapters.faces import FaceDetector
+from deepfake_detector.adapters.files import require_readable
 from deepfake_detector.adapters.video import Picture, Video, VideoError
 from deepfake_detector.core.boxes import PixelBox, Track, Tracker, keep_tracks, lookahead, square
 from deepfake_detector.core.config import Config, Faces
@@ -47,9 +48,18 @@ def extract(path: Path, config: Config) -> Extraction:
     """Sample, detect, track and crop one video file; the file is only read.
 
     A bad video is an outcome, never an exception: not_a_video, no_video_stream, too_large, decode_error, no_face,
-    out_of_memory, missing_file. Raises ConfigError when the detector's weights are not the expected ones.
+    out_of_memory, missing_file. Raises ConfigError when the detector's weights are not the expected ones, StorageError
+    where a disk, a mount or the machine is in trouble.
     """
     warm_up(config)
+    extraction = _extract(path, config)
+    # FFmpeg takes an error of the disk for the file's end, or says EIO, as it does of broken files.
+    if extraction.detail and extraction.outcome not in (Outcome.MISSING_FILE, Outcome.OUT_OF_MEMORY):
+        require_readable(path)
+    return extraction
+
+
+def _extract(path: Path, config: Config) -> Extraction:
     detector = _detector(config.faces.threshold)
     try:
         video = Video(path, config.limits.max_pixels)
