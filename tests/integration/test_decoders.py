@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -320,6 +321,22 @@ def test_a_process_that_cannot_start_is_told(tmp_path: Path) -> None:
         Decoders(config_for(tmp_path), 1, EndsAtItsStart(os.abort)) as decoders,
     ):
         list(decoders.map([tmp_path / "ok-1"]))
+
+
+def test_a_machine_without_descriptors_is_worth_another_try(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Decoders(config_for(tmp_path), 1, act) as decoders:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            with pytest.raises(
+                WaitError, match="decoding process: Too many open files: expected to start one"
+            ) as error:
+                list(decoders.map([tmp_path / "ok-1"]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert error.value.exit_status == 75
+        [result] = decoders.map([tmp_path / "ok-1"])
+    assert result.outcome is Outcome.OK
 
 
 def test_a_process_that_is_killed_at_its_start_is_started_again(tmp_path: Path) -> None:

@@ -254,15 +254,17 @@ class _Slot:
 
     def _start(self) -> None:
         self.stop()
-        self.memory = memory_use()
         context = multiprocessing.get_context("spawn")  # a fork would carry the parent's threads and locks
-        self.connection, theirs = context.Pipe()
-        self._process = context.Process(
-            target=serve, args=(theirs, os.getpid(), self._config, self._extract), daemon=True, name="decoder"
-        )
-        self._process.start()
+        try:
+            self.memory = memory_use()
+            self.connection, theirs = context.Pipe()
+            arguments = (theirs, os.getpid(), self._config, self._extract)
+            process = context.Process(target=serve, args=arguments, daemon=True, name="decoder")
+            process.start()
+        except OSError as error:  # no descriptors, no memory, too many processes
+            raise WaitError(f"decoding process: {error.strerror or error}: expected to start one") from error
         theirs.close()
-        self._frozen = Frozen(self._process.pid or 0)
+        self._process, self._frozen = process, Frozen(process.pid or 0)
         self.ready = False
         self._videos = 0
         self._received.clear()
