@@ -113,7 +113,10 @@ def test_files_have_the_usual_permissions(tmp_path: Path) -> None:
     ("number", "expected", "status"),
     [
         (errno.ENOENT, NotFoundError, 78),
-        *((number, ConfigError, 78) for number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG)),
+        *(
+            (number, ConfigError, 78)
+            for number in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSYS)
+        ),
         *((number, StorageError, 75) for number in (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE)),
         *((number, StorageError, 75) for number in (errno.EMFILE, errno.ENOMEM, errno.EAGAIN, errno.EBUSY)),
         *((number, StorageError, 75) for number in (errno.ENOTCONN, errno.EHOSTDOWN, errno.ENETUNREACH, errno.ENOLCK)),
@@ -124,6 +127,13 @@ def test_system_errors(number: int, expected: type[DetectorError], status: int, 
     with pytest.raises(expected, match=str(tmp_path)) as caught, os_errors(tmp_path):
         raise OSError(number, os.strerror(number))
     assert caught.value.exit_status == status
+
+
+def test_a_library_s_own_words_are_kept(tmp_path: Path) -> None:
+    """h5py and others raise an OSError without a number."""
+    with pytest.raises(StorageError) as caught, os_errors(tmp_path):
+        raise OSError("Can't write data\n(file write failed)")
+    assert str(caught.value) == f"{tmp_path}: Can't write data (file write failed)"
 
 
 PARTS = st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=50).filter(

@@ -15,7 +15,7 @@ from deepfake_detector.core.errors import ConfigError, NotFoundError, StorageErr
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # What the same call would meet again. All else may pass: a lack of memory or of descriptors, a network file system or
-# a FUSE process that is away, a disk in trouble.
+# a FUSE process that is away, a disk in trouble, of which a library may tell in words alone.
 _PERMANENT = {
     errno.EACCES,
     errno.EPERM,
@@ -27,6 +27,7 @@ _PERMANENT = {
     errno.ELOOP,
     errno.EFBIG,
     errno.EINVAL,
+    errno.ENOSYS,  # hard links on an older kernel's FUSE
     errno.ENOTSUP,
 }
 TEMPORARY = ".unfinished-"  # a killed writer leaves such files behind; no listing shows them
@@ -124,4 +125,5 @@ def os_errors(path: Path, absent: tuple[type[OSError], ...] = (FileNotFoundError
         raise NotFoundError(f"{path}: no such file") from error
     except OSError as error:
         kind = ConfigError if error.errno in _PERMANENT else StorageError
-        raise kind(f"{path}: {error.strerror} (errno {error.errno})") from error
+        said = " ".join(str(error).split()) if error.errno is None else f"{error.strerror} (errno {error.errno})"
+        raise kind(f"{path}: {said}") from error
