@@ -13,7 +13,7 @@ from deepfake_detector.core import layout
 from deepfake_detector.core.config import stage_settings
 from deepfake_detector.core.errors import ConfigError
 from deepfake_detector.core.schedule import initial_state
-from deepfake_detector.stages.runs import has_begun, trained_records
+from deepfake_detector.stages.runs import first_marker, has_begun, trained_records
 from deepfake_detector.training import checkpoints
 from tests.make_records import tiny
 
@@ -100,6 +100,16 @@ def test_where_no_checkpoint_is_left_it_is_known_what_training_began_with(
         checkpoints.newest(storage, tmp_path, stage_settings(tiny(train__seed=3), "train"))
     saved(storage, tmp_path, tiny_model, [4, 8, 12, 16], best=4)
     assert committed(storage) == [0, 4, 12, 16]
+
+
+def test_a_damaged_marker_hides_no_training_that_has_begun(
+    storage: Storage, tmp_path: Path, tiny_model: tuple[Any, Any]
+) -> None:
+    saved(storage, tmp_path, tiny_model, [4, 8], best=4)
+    for step in (0, 8):
+        storage.write(layout.checkpoint_marker(step), b"{")
+    assert trained_records(storage) == "records"
+    assert first_marker(storage, "train") == layout.checkpoint_marker(4)
 
 
 def test_foreign_names_among_checkpoints_are_let_alone(

@@ -21,6 +21,7 @@ from deepfake_detector.core.markers import (
     TrainedMarker,
     decode,
 )
+from deepfake_detector.training import checkpoints
 
 RECORDS_SECTIONS = ("data", "sampling", "faces", "limits")
 KEEP_ROUNDS = 5  # more means that somebody writes config.json all the time
@@ -213,10 +214,9 @@ def _markers(run: Storage) -> Iterator[tuple[Stage, Marker, str]]:
     report = next((entry.name for entry in run.list("records/") if layout.is_shard_report(entry.name)), None)
     if report:
         yield "preprocess", decode(ShardReport, run.read(report), report), report
-    checkpoint = next((e.name for e in run.list(layout.CHECKPOINTS) if layout.is_checkpoint_marker(e.name)), None)
     if run.exists(layout.TRAINED):
         yield "train", decode(TrainedMarker, run.read(layout.TRAINED), layout.TRAINED), layout.TRAINED
-    elif checkpoint:
-        yield "train", decode(CheckpointMarker, run.read(checkpoint), checkpoint), checkpoint
+    elif checkpoint := next(checkpoints.markers(run), None):
+        yield "train", checkpoint, layout.checkpoint_marker(checkpoint.step)
     if run.exists(layout.DETECTOR):
         yield "export", decode(DetectorManifest, run.read(layout.DETECTOR), layout.DETECTOR), layout.DETECTOR
