@@ -158,6 +158,12 @@ asyncio.run(run())
     assert (done.returncode, done.stdout) == (143, f"{sigterm.SAID}\n"), done.stderr
 
 
+def test_a_child_that_can_not_be_started_is_worth_another_try(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", f"import sys; {'#' * 2**21}"]  # more than all arguments may have
+    with pytest.raises(WaitError, match=r"Argument list too long: .*: expected to start this process"):
+        asyncio.run(Child.start(command, {}, tmp_path / "log"))
+
+
 def test_a_frozen_child_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child_module, "LOOK_SECONDS", 0.05)
     monkeypatch.setattr(child_module, "FROZEN_SECONDS", 0.2)

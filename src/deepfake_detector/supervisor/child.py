@@ -66,19 +66,13 @@ class Child:
     ) -> Child:
         """Run `command` with stdout and stderr in the file `log`. root: of the kernel's files (adapters.machine).
 
-        waiting: it will read what more its environment is from stdin, which `order` tells it.
+        waiting: it will read what more its environment is from stdin, which `order` tells it. Raises WaitError where
+        the machine has no means for a further process.
         """
         log.parent.mkdir(parents=True, exist_ok=True)
         memory = memory_use(root)
         with log.open("wb") as output, sigterm.farewell():
-            process = await asyncio.create_subprocess_exec(
-                *leashed(command),
-                stdin=asyncio.subprocess.PIPE if waiting else asyncio.subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={**environment, "PYTHONUNBUFFERED": "1"},  # lines in their order, and none lost to SIGKILL
-                start_new_session=True,
-            )
+            process = await _start(command, environment, output, waiting)
             child = cls(process, log, memory, root)
             if not waiting:
                 child._at_work()
@@ -141,6 +135,22 @@ class Child:
                         f"process {self.pid}: still there {UNKILLABLE_SECONDS:g} s after SIGKILL, expected it to die "
                         "(it waits in the kernel: see the node's disks, mounts and devices)"
                     ) from None
+
+
+async def _start(
+    command: Sequence[str], environment: Mapping[str, str], output: BinaryIO, waiting: bool
+) -> asyncio.subprocess.Process:
+    try:
+        return await asyncio.create_subprocess_exec(
+            *leashed(command),
+            stdin=asyncio.subprocess.PIPE if waiting else asyncio.subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**environment, "PYTHONUNBUFFERED": "1"},  # lines in their order, and none lost to SIGKILL
+            start_new_session=True,
+        )
+    except OSError as error:  # no memory, no descriptors, no room for one more process
+        raise WaitError(f"{' '.join(command)}: {error}: expected to start this process") from error
 
 
 @contextlib.asynccontextmanager
