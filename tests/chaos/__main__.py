@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from demo.synthesise import Settings, synthesise
+from tests.chaos.report import HEAD, by_family, line
 from tests.chaos.scenarios import STEPS, Scenario, draw
 from tests.chaos.stage import Play, Result, World
 from tests.integration.fault_proxy import FaultProxy
@@ -52,17 +53,19 @@ def main() -> int:
         references = {whole: undisturbed(here, whole, bucket) for whole in (True, False)}
         cold = references[False].first_step or 0.0
         print(f"undisturbed: {references[False].seconds:.0f} s, {cold:.1f} s of them to the first step\n", flush=True)
-        print("| run | what | attempts | launches | fault, s to the next step | s | identical |\n" + "|---" * 7 + "|")
-        bad = [number for number in numbers if not judged(here, draw(seed, number), bucket, references)]
-    print(f"\n{len(numbers) - len(bad)} of {len(numbers)} identical (SEED={seed})")
+        print(HEAD)
+        runs = [played(here, draw(seed, number), bucket, references) for number in numbers]
+    print(f"\n{by_family(runs)}")
+    bad = [run.scenario.number for run in runs if run.problems]
+    print(f"\n{len(runs) - len(bad)} of {len(runs)} identical (SEED={seed})")
     if bad:
         again = " ".join(map(str, bad))
         print(f"again: python -m tests.chaos --seed {seed} --only {again}", file=sys.stderr)
     return 1 if bad else 0
 
 
-def judged(here: World, scenario: Scenario, bucket: str, references: dict[bool, Result]) -> bool:
-    """Play it, print its line, and say whether it is as if nothing had happened."""
+def played(here: World, scenario: Scenario, bucket: str, references: dict[bool, Result]) -> Result:
+    """Play it, judge whether it is as if nothing had happened, and print its line."""
     if here.proxy:
         here.proxy.rate = scenario.rate
     play = Play(here, scenario, f"{bucket}/run-{scenario.number}")
@@ -70,32 +73,12 @@ def judged(here: World, scenario: Scenario, bucket: str, references: dict[bool, 
     if here.proxy:
         here.proxy.rate = 0.0
     expected = references[scenario.whole].outcome
-    different = [name for name in expected if result.outcome.get(name) != expected[name]] if result.outcome else []
-    problems = [*result.problems, *(f"other {name}" for name in different)]
-    print(line(result, problems), flush=True)
-    if problems:
+    if result.outcome:
+        result.problems += [f"other {name}" for name in expected if result.outcome.get(name) != expected[name]]
+    print(line(result), flush=True)
+    if result.problems:
         print(f"--- run {scenario.number}: {play.said()}", file=sys.stderr, flush=True)
-    return not problems
-
-
-def line(result: Result, problems: list[str]) -> str:
-    scenario = result.scenario
-    done = [f"{hit.fault}: {'-' if hit.step is None else f'{hit.step:.1f}'}" for hit in result.hits]
-    done += [f"({fault}: nothing there)" for fault in result.missed]
-    extras = [f"{scenario.spares} spare"] * bool(scenario.spares) + ["standby"] * scenario.standby
-    extras += [f"{scenario.rate:.0%} of requests fail"] * bool(scenario.rate)
-    what = ", ".join([scenario.family, *extras])
-    verdict = "yes" if not problems else "NO: " + "; ".join(problems)
-    cells = (
-        scenario.number,
-        what,
-        result.attempts,
-        result.launches,
-        "<br>".join(done),
-        f"{result.seconds:.0f}",
-        verdict,
-    )
-    return "| " + " | ".join(map(str, cells)) + " |"
+    return result
 
 
 def undisturbed(here: World, whole: bool, bucket: str) -> Result:
