@@ -22,14 +22,14 @@ help: ## This list
 
 ##@ Development
 
-# Three at a time: on 2 cores they take 5:12, and two take 6:01, since tests wait for processes that they start. xdist
+# Three at a time: two take a sixth longer on 2 cores, since tests wait for processes that they start. xdist
 # would begin with the files of many tests, and end with one processor at the few long ones.
 .PHONY: test
 test: $(STAMP) ## All tests that need no cluster (REAL_CLIPS=folder adds those on real clips)
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder -m 'not e2e' $(TESTS)
 
 .PHONY: e2e
-e2e: $(STAMP) ## The tests on the cluster of KUBECONFIG, 10 to 15 minutes (IMAGE=name:tag as its nodes know it)
+e2e: $(STAMP) ## The tests on the cluster of KUBECONFIG, about 20 minutes (IMAGE=name:tag as its nodes know it)
 	$(call need,KUBECONFIG IMAGE)
 	IMAGE='$(IMAGE)' $(BIN)/python -m pytest --capture=no --verbose --durations=15 $(or $(TESTS),tests/e2e)
 
