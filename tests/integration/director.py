@@ -151,6 +151,14 @@ class Stage:
     def attempt(self, number: int) -> Attempt:
         return Attempt.model_validate_json(self.run.read(layout.attempt(number)))
 
+    def await_reason(self, number: int) -> str:
+        """Why the attempt ended, once that is recorded: its children are gone before."""
+        deadline = time.monotonic() + PATIENCE
+        while (reason := self.attempt(number).reason) is None:
+            assert time.monotonic() < deadline, f"nobody recorded why attempt {number} ended"
+            time.sleep(0.01)
+        return reason
+
     def reasons(self) -> list[str | None]:
         names = [entry.name for entry in self.run.list("logs/attempts/")]
         return [Attempt.model_validate_json(self.run.read(name)).reason for name in names]

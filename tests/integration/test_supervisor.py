@@ -370,8 +370,8 @@ def test_sigterm_is_obeyed_at_once(stage: Stage) -> None:
     assert message.read_text() == f"{sigterm.SAID}\n"
     stored = stage.run.read(layout.log("train", 1, 1)).decode()
     assert stored == f"\n--- attempt 1, worker 1 with rank 1: {sigterm.SAID}\n"
+    assert stage.await_reason(1) == "worker 1: its supervisor at 127.0.0.1 is gone"
     assert stage.signal(0, signal.SIGTERM) == 143
-    assert stage.reasons() == ["worker 1: its supervisor at 127.0.0.1 is gone"]
 
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["keeper", "member"])
