@@ -14,6 +14,7 @@ import pytest
 
 from deepfake_detector.adapters.rounds import finished_rounds, half_done_retry, load_summary, require_no_half_done_retry
 from deepfake_detector.adapters.storage import Storage, open_storage
+from deepfake_detector.adapters.storage_gcs import GcsStorage
 from deepfake_detector.cluster.results import require_good
 from deepfake_detector.core import layout
 from deepfake_detector.core.config import override, stage_settings
@@ -290,8 +291,16 @@ def test_a_training_elsewhere_that_has_lost_its_checkpoints_begins_again_on_the_
 
 
 @pytest.mark.gcs
-def test_a_retry_whose_videos_are_out_of_reach_is_not_begun(run: Storage, gcs_bucket: str) -> None:
+def test_a_retry_whose_videos_are_out_of_reach_is_not_begun(
+    run: Storage, gcs_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def hasty(uri: str, patient: bool) -> Storage:
+        storage = GcsStorage(uri, outage_seconds=0.3, patient=patient)
+        monkeypatch.setattr(storage, "_request_seconds", 60.0)  # an answer that comes late is another error
+        return storage
+
     absent = f"{gcs_bucket}-absent/videos"
+    monkeypatch.setattr("deepfake_detector.stages.retry.open_storage", hasty)
     config = load_config(run)
     config = config.model_copy(update={"data": config.data.model_copy(update={"videos": absent})})
     with pytest.raises(ConfigError, match="-absent"):
