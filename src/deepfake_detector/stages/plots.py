@@ -74,7 +74,7 @@ def _draw_roc(axes: Any, labels: Any, probabilities: Any, document: Mapping[str,
 def _draw_reliability(axes: Any, labels: Any, probabilities: Any, document: Mapping[str, Any]) -> None:
     """Share of fakes in ten equal bins of probability, classes weighted to the prior that the model assumes."""
     prior = document["calibration"]["prior"]
-    axes.set(xlabel="probability of fake", ylabel="share of fakes", xlim=(-0.03, 1.03), ylim=(-0.08, 1.08))
+    axes.set(xlabel="probability of fake", ylabel="share of fakes", xlim=(-0.03, 1.03), ylim=(-0.08, 1.12))
     axes.set_title(f"Reliability at a prior of {prior:g}", loc="left", fontsize=11, color=INK)
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle=(0, (4, 4)))
     fakes, reals = int((labels == 1).sum()), int((labels == 0).sum())
@@ -89,13 +89,13 @@ def _draw_reliability(axes: Any, labels: Any, probabilities: Any, document: Mapp
         centres.append(np.average(probabilities[inside], weights=weights[inside]))
         shares.append(np.average(labels[inside], weights=weights[inside]))
         counts.append(int(inside.sum()))
-        axes.annotate(
+        axes.annotate(  # above: beside it, the numbers of two bins that are close read as one
             str(counts[-1]),
             (centres[-1], shares[-1]),
-            xytext=(9 if centres[-1] < 0.5 else -9, 0),
+            xytext=(0, 7),
             textcoords="offset points",
-            ha="left" if centres[-1] < 0.5 else "right",
-            va="center",
+            ha="center",
+            va="bottom",
             fontsize=8,
             color=INK,
         )
